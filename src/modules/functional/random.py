@@ -1,0 +1,108 @@
+"""Addressed randomness: a draw is a function of (seed, purpose, index, position) by Philox 4x32-10.
+
+Nothing is consumed, so a sample's numbers depend neither on the batch it sits in, nor on the number
+of processes, nor on how often a run was resumed.
+"""
+
+from enum import IntEnum
+from math import pi, prod
+
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # Salmon et al. 2011, table 2 and Random123 philox.h
+_WEYL = (0x9E3779B9, 0xBB67AE85)  # key bumps: golden ratio, sqrt(3) - 1
+
+
+class Purpose(IntEnum):
+    """What a draw is for. The numbers are part of every recorded run: add, never renumber."""
+
+    TIMESTEP = 1
+    NOISE = 2
+    POSTERIOR = 3
+    DROP_TEXT = 4
+    DROP_SEGMENTS = 5
+    DROP_IMAGE_EMBED = 6
+    INITIAL_NOISE = 7
+
+
+def philox_4x32(
+    counter: Int64[Tensor, "*n 4"], key: Int64[Tensor, "*#n 2"], num_rounds: int = 10
+) -> Int64[Tensor, "*n 4"]:
+    """Philox 4x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", sec. 3.3).
+
+    All words are uint32 values held in int64, so the bits are the same on every device. The key
+    broadcasts against the counter.
+    """
+    c_0, c_1, c_2, c_3 = counter.unbind(-1)
+    k_0, k_1 = key.unbind(-1)
+    for _ in range(num_rounds):
+        high_0, low_0 = _multiply(c_0, _MULTIPLIERS[0])
+        high_1, low_1 = _multiply(c_2, _MULTIPLIERS[1])
+        c_0, c_1, c_2, c_3 = high_1 ^ c_1 ^ k_0, low_1, high_0 ^ c_3 ^ k_1, low_0
+        k_0, k_1 = (k_0 + _WEYL[0]) & _MASK, (k_1 + _WEYL[1]) & _MASK
+    return torch.stack([c_0, c_1, c_2, c_3], dim=-1)
+
+
+def uniform(
+    seed: int, purpose: int, index: Int64[Tensor, " b"], shape: tuple[int, ...] = ()
+) -> Float32[Tensor, " b *shape"]:
+    """Uniform on [0, 1): multiples of 2^-24. Row i is addressed by (seed, purpose, index[i])."""
+    return (_words(seed, purpose, index, shape) >> 8).float() * 2.0**-24
+
+
+def normal(
+    seed: int, purpose: int, index: Int64[Tensor, " b"], shape: tuple[int, ...] = ()
+) -> Float32[Tensor, " b *shape"]:
+    """Standard normal (Box and Muller 1958), |z| < 6.7. Row i is addressed as in `uniform`.
+
+    The words are the same on every device; log, cos and sin agree to float32 rounding.
+    """
+    length = prod(shape)
+    words = _words(seed, purpose, index, (-(-length // 2), 2))
+    # (0, 1]: the logarithm is finite.
+    radius = torch.sqrt(-2.0 * torch.log((words[..., 0] + 1).float() * 2.0**-32))
+    angle = words[..., 1].float() * (2.0 * pi * 2.0**-32)
+    pairs = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1)
+    return pairs.flatten(1)[:, :length].reshape(len(index), *shape)
+
+
+def randint(seed: int, purpose: int, index: Int64[Tensor, " b"], high: int) -> Int64[Tensor, " b"]:
+    """Uniform on {0, ..., high - 1} by multiply-and-shift; the bias is below high / 2^32.
+
+    Raises ValueError unless 1 <= high <= 2^31.
+    """
+    if not 1 <= high <= 2**31:
+        raise ValueError(f"high: expected 1 <= high <= 2**31, got {high}")
+    return (_words(seed, purpose, index, ()) * high) >> 32
+
+
+def _words(
+    seed: int, purpose: int, index: Int64[Tensor, " b"], shape: tuple[int, ...]
+) -> Int64[Tensor, " b *shape"]:
+    """uint32 words. Counter = (position // 4, purpose, index low, index high), key = seed."""
+    length = prod(shape)
+    num_blocks = -(-length // 4)
+    blocks = torch.arange(num_blocks, device=index.device).expand(len(index), -1)
+    low, high = (w[:, None].expand_as(blocks) for w in (index & _MASK, (index >> 32) & _MASK))
+    counter = torch.stack([blocks, torch.full_like(blocks, int(purpose)), low, high], dim=-1)
+    # `full` is filled on the device: `tensor` would copy from the host and wait.
+    halves = [torch.full((1, 1), w, device=index.device) for w in _split(seed)]
+    words = philox_4x32(counter, torch.stack(halves, dim=-1))
+    return words.flatten(1)[:, :length].reshape(len(index), *shape)
+
+
+def _split(seed: int) -> tuple[int, int]:
+    """Low and high word of a 64-bit seed (negative seeds in two's complement)."""
+    return seed & _MASK, (seed >> 32) & _MASK
+
+
+def _multiply(
+    x: Int64[Tensor, "*n"], factor: int
+) -> tuple[Int64[Tensor, "*n"], Int64[Tensor, "*n"]]:
+    """High and low word of a 32 x 32 -> 64 bit product; every term stays below 2^49."""
+    low = (x & 0xFFFF) * factor
+    middle = (x >> 16) * factor + (low >> 16)
+    return middle >> 16, ((middle & 0xFFFF) << 16) | (low & 0xFFFF)

@@ -1,0 +1,73 @@
+"""The first convolution over [x, ST]: dense as in the paper, and factorised on the same weights."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from .st import Segments, masked_embeds, one_hot, reduce_ids, st_map
+
+
+def dense_st_conv(
+    x: Float[Tensor, "b c_in h w"],
+    segments: Segments,
+    weight: Float[Tensor, "c_out c_in_d kh kw"],
+    bias: Float[Tensor, " c_out"] | None,
+    padding: int | tuple[int, int] = 1,
+    stride: int | tuple[int, int] = 1,
+) -> Float[Tensor, "b c_out h_out w_out"]:
+    """conv2d([x, ST]) with ST built on the grid of x (SpaText, sec. 3.2 and 3.3).
+
+    The slice of ST costs 2 d kh kw c_out h_out w_out FLOPs per sample.
+    """
+    st = st_map(segments, (x.shape[2], x.shape[3])).to(x.dtype)
+    return F.conv2d(torch.cat([x, st], dim=1), weight, bias, stride=stride, padding=padding)
+
+
+def factorised_st_conv(
+    x: Float[Tensor, "b c_in h w"],
+    segments: Segments,
+    weight: Float[Tensor, "c_out c_in_d kh kw"],
+    bias: Float[Tensor, " c_out"] | None,
+    padding: int | tuple[int, int] = 1,
+    stride: int | tuple[int, int] = 1,
+) -> Float[Tensor, "b c_out h_out w_out"]:
+    """`dense_st_conv` without ST, exact in value and gradient to float tolerance (our derivation).
+
+    ST = sum_k mask_k embed_k and a convolution is linear, hence
+    conv(ST, W) = sum_k conv(mask_k, W . embed_k), the kernel W . embed_k having one input channel.
+    FLOPs per sample for the slice of ST: 2 k kh kw c_out (d + h_out w_out). The channels of x and
+    the masks go through one unfold and one product: measured faster than a convolution of x plus a
+    product, and than a convolution grouped over the batch, whose backward is slow on a CPU.
+    """
+    c_in = x.shape[1]
+    ids = reduce_ids(segments.ids, segments.valid, (x.shape[2], x.shape[3]))
+    masks = one_hot(ids, segments.valid.shape[1], dtype=x.dtype)
+    kernel = (weight.shape[2], weight.shape[3])
+    columns = F.unfold(torch.cat([x, masks], dim=1), kernel, padding=padding, stride=stride)
+    of_x = weight[:, :c_in].flatten(1).expand(len(x), -1, -1)
+    of_masks = project_kernels(weight[:, c_in:], masked_embeds(segments).to(x.dtype)).flatten(2)
+    kernels = torch.cat([of_x, of_masks], dim=2)
+    y = kernels @ columns if bias is None else torch.baddbmm(bias[:, None], kernels, columns)
+    return y.unflatten(2, _output_size(x, kernel, padding, stride))
+
+
+def project_kernels(
+    weight_st: Float[Tensor, "c_out d kh kw"], embeds: Float[Tensor, "b k d"]
+) -> Float[Tensor, "b c_out k kh_kw"]:
+    """The kernel of each segment's mask: weight_st contracted with its embedding."""
+    return torch.einsum("odp,bkd->bokp", weight_st.flatten(2), embeds)
+
+
+def _output_size(
+    x: Float[Tensor, "b c h w"],
+    kernel: tuple[int, int],
+    padding: int | tuple[int, int],
+    stride: int | tuple[int, int],
+) -> tuple[int, int]:
+    pads, strides = (v if isinstance(v, tuple) else (v, v) for v in (padding, stride))
+    h, w = (
+        (n + 2 * p - k) // s + 1
+        for n, p, k, s in zip(x.shape[2:], pads, kernel, strides, strict=True)
+    )
+    return h, w
