@@ -1,0 +1,184 @@
+"""One sample of the training stream, from its bytes to arrays, and their collation to a batch."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int32, Int64, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from . import captions, crops, images, segments, shards
+from .order import Purpose, philox, replacement
+from .segmenters import Segmenter
+from .shards import BadSample, SampleRecord
+
+log = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 100  # draws of a replacement before the shards count as unusable
+
+
+class Batch(TypedDict):
+    """What a training or validation step receives.
+
+    image    float32 [b, 3, h, w]     RGB in [-1, 1]
+    caption  b strings                "" where the data has none
+    key      b strings                "<shard stem>/<key>"
+    index    int64 [b]                place in the training stream, epoch * epoch_size + position;
+                                      for validation the sample's number
+    ids      uint8 [b, h, w]          k where the k-th chosen segment lies (1..K), 0 elsewhere
+    valid    bool [b, K]              which of the K = k_max slots hold a segment
+    crops    uint8 [b, K, 3, c, c]    RGB 0..255, black outside of the segment; zeros if not valid
+    texts    b lists of K strings     text of each segment where the data has it, "" otherwise
+    """
+
+    image: Float32[Tensor, "b 3 h w"]
+    caption: list[str]
+    key: list[str]
+    index: Int64[Tensor, " b"]
+    ids: UInt8[Tensor, "b h w"]
+    valid: Bool[Tensor, "b k"]
+    crops: UInt8[Tensor, "b k 3 c c"]
+    texts: list[list[str]]
+
+
+class Sample(TypedDict):
+    """One row of a batch, before collation; `bad` holds the reasons of the samples it replaces."""
+
+    image: UInt8[np.ndarray, "h w 3"]
+    caption: str
+    key: str
+    index: int
+    ids: UInt8[np.ndarray, "h w"]
+    valid: Bool[np.ndarray, " k"]
+    crops: UInt8[np.ndarray, "k 3 c c"]
+    texts: list[str]
+    bad: list[str]
+
+
+class SegmentDataset(Dataset[Sample]):
+    """(stream_index, sample_id) -> Sample; its randomness is addressed by (seed, stream_index)."""
+
+    def __init__(
+        self,
+        records: Sequence[SampleRecord],
+        *,
+        image_size: int,
+        crop_size: int,
+        segmenter: Segmenter | str | None,
+        k_min: int = segments.K_MIN,
+        k_max: int = segments.K_MAX,
+        min_area: float = segments.MIN_AREA,
+        things: bool = True,
+        stuff: bool = True,
+        random_crop: bool = True,
+        flip: bool = True,
+        seed: int = 0,
+        max_pixels: int = 64_000_000,
+    ) -> None:
+        self.records = records
+        self.image_size = image_size
+        self.crop_size = crop_size
+        self.segmenter = segmenter
+        self.k_min, self.k_max = k_min, k_max
+        self.eligible: dict[str, Any] = {"min_area": min_area, "things": things, "stuff": stuff}
+        self.window: dict[str, Any] = {"random_crop": random_crop, "flip": flip}
+        self.seed = seed
+        self.max_pixels = max_pixels
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, address: tuple[int, int]) -> Sample:
+        stream_index, sample_id = address
+        bad: list[str] = []
+        while True:
+            record = self.records[sample_id]
+            try:
+                return self.load(record, stream_index, bad)
+            except BadSample as reason:
+                log.debug("%s: %s", record.name, reason)
+                bad.append(f"{record.shard.stem}: {reason}")
+            if len(bad) == MAX_ATTEMPTS:
+                raise RuntimeError(f"{MAX_ATTEMPTS} bad samples in a row, the last {record.name}")
+            sample_id = replacement(len(self.records), self.seed, stream_index, len(bad))
+
+    def load(self, record: SampleRecord, stream_index: int, bad: list[str]) -> Sample:
+        """BadSample where the sample cannot be used."""
+        members = shards.read_sample(record)
+        meta = captions.read_meta(members)
+        pixels, ids = self.read_pixels(members, self.rng(Purpose.CROP, stream_index))
+        info = captions.read_segments_info(meta) if self.segmenter == "stored" else {}
+        small = images.resize_ids(ids, (self.image_size, self.image_size))
+        chosen = segments.choose_segments(
+            segments.eligible_segments(small, info, **self.eligible),
+            self.rng(Purpose.SEGMENTS, stream_index),
+            k_min=self.k_min,
+            k_max=self.k_max,
+        )
+        stack = np.zeros((self.k_max, 3, self.crop_size, self.crop_size), dtype=np.uint8)
+        for k, i in enumerate(chosen):
+            stack[k] = crops.crop_segment(pixels, ids == i, self.crop_size).transpose(2, 0, 1)
+        texts = [captions.segment_text(info.get(i, {})) for i in chosen]
+        return Sample(
+            image=images.resize_pixels(pixels, self.image_size),
+            caption=captions.read_caption(members, meta),
+            key=record.name,
+            index=stream_index,
+            ids=segments.relabel(small, chosen),
+            valid=np.arange(self.k_max) < len(chosen),
+            crops=stack,
+            texts=texts + [""] * (self.k_max - len(chosen)),
+            bad=bad,
+        )
+
+    def read_pixels(
+        self, members: dict[str, bytes], rng: np.random.Generator
+    ) -> tuple[UInt8[np.ndarray, "s s 3"], Int32[np.ndarray, "s s"]]:
+        """The window of the image, and its ids, at the image's own resolution.
+
+        CLIP's crops come from there and not from the training image, which may be far smaller. A
+        square segment of 5 % has 0.22 of the side, so 4 crops per side are as much as they can use.
+        """
+        suffix = next(s for s in shards.IMAGE_SUFFIXES if s in members)
+        image = images.decode_image(
+            members[suffix], self.max_pixels, max(self.image_size, 4 * self.crop_size)
+        )
+        size = (image.height, image.width)
+        window = images.draw_window(size, rng, **self.window)
+        if isinstance(self.segmenter, str):  # "stored"
+            if shards.PANOPTIC_SUFFIX not in members:
+                raise BadSample(f"no {shards.PANOPTIC_SUFFIX}")
+            stored = images.decode_ids(members[shards.PANOPTIC_SUFFIX], self.max_pixels, size)
+            return images.cut(np.asarray(image), window), images.cut(stored, window)
+        pixels = images.cut(np.asarray(image), window)
+        if self.segmenter is None:
+            return pixels, np.zeros(pixels.shape[:2], dtype=np.int32)
+        return pixels, self.segmenter(pixels)
+
+    def rng(self, purpose: Purpose, stream_index: int) -> np.random.Generator:
+        return np.random.Generator(philox(self.seed, purpose, stream_index))
+
+
+def collate(samples: list[Sample]) -> dict[str, Any]:
+    """A Batch, and `bad`: the reasons of all replaced samples, which the loader takes out."""
+
+    def stack(name: str) -> Tensor:
+        return torch.from_numpy(np.stack([sample[name] for sample in samples]))  # type: ignore[literal-required]
+
+    image = (
+        stack("image").permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    )
+    return {
+        "image": image.div_(127.5).sub_(1.0),
+        "caption": [sample["caption"] for sample in samples],
+        "key": [sample["key"] for sample in samples],
+        "index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
+        "ids": stack("ids"),
+        "valid": stack("valid"),
+        "crops": stack("crops"),
+        "texts": [sample["texts"] for sample in samples],
+        "bad": [reason for sample in samples for reason in sample["bad"]],
+    }
