@@ -1,0 +1,55 @@
+"""Exponential moving average of the trainable weights."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import WeightAveraging
+from torch import Tensor
+
+
+class Average:
+    """lerp towards the current weights by 1 - decay, where decay warms up with the step.
+
+    decay(step) = min(decay, (1 + step) / (10 + step)), so that a short run is not dominated by
+    its random start (the rule of TensorFlow's ExponentialMovingAverage). A class, not a closure,
+    so that it can be pickled to spawned processes.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.step = 0
+
+    def __call__(self, averages: list[Tensor], current: list[Tensor], _: Tensor | int) -> None:
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(averages, current, 1 - decay)
+
+
+class Ema(WeightAveraging):
+    """Averages the parameters after every optimizer step; validation and export see the average.
+
+    Frozen networks are held outside `parameters()`, so only what is trained is copied. In a
+    checkpoint "state_dict" is the average and "current_model_state" the weights that training
+    continues from: Lightning's own layout.
+    """
+
+    def __init__(self, decay: float = 0.9999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"callbacks.ema.decay: found {decay}, expected 0 <= decay < 1")
+        self.average = Average(decay)
+        super().__init__(use_buffers=False, multi_avg_fn=self.average)
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return step_idx is not None
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        # A function of the step alone, so a resumed run needs no state and a GPU is not asked.
+        self.average.step = trainer.global_step
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)

@@ -1,0 +1,65 @@
+"""The one door through which a LightningModule sees a denoiser, in pixels or in latents."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..functional.conditions import Conditions
+from ..functional.diffusion import PredictionType
+from ..functional.st import Segments
+
+
+class Backbone(Protocol):
+    """A denoiser with its encoder, decoder, text encoder and noise schedule.
+
+    Ranges and shapes, stated here once:
+        image       [b, 3, h, w], RGB in [-1, 1]
+        x_0, x_t    [b, c, h / factor, w / factor], about unit variance
+        t           [b], integers in [0, num_train_timesteps)
+        prediction  like x_t, of the kind named by `prediction_type`
+    """
+
+    prediction_type: PredictionType
+    alphas_cumprod: Float[Tensor, " t"]
+    embed_dim: int
+    channels: int
+    factor: int  # image side over latent side
+    multiple: int  # image sides must be multiples of this
+    scheduler_config: dict[str, Any]
+
+    def encode(
+        self,
+        image: Float[Tensor, "b 3 h w"],
+        noise: Float[Tensor, "b c i j"] | None = None,
+    ) -> Float[Tensor, "b c i j"]:
+        """image -> x_0. `noise` draws from the posterior where there is one; None is its mean."""
+        ...
+
+    def decode(self, x_0: Float[Tensor, "b c i j"]) -> Float[Tensor, "b 3 h w"]:
+        """x_0 -> image, clamped to [-1, 1]."""
+        ...
+
+    def embed_text(self, captions: Sequence[str]) -> Float[Tensor, "b l e"]:
+        """Text states for cross-attention. The null text is the empty caption."""
+        ...
+
+    def denoise(
+        self,
+        x_t: Float[Tensor, "b c i j"],
+        t: Int[Tensor, " b"],
+        conditions: Conditions,
+    ) -> Float[Tensor, "b c i j"]:
+        """The network's prediction at step t."""
+        ...
+
+    def first_layer_std(
+        self, x_t: Float[Tensor, "b c i j"], segments: Segments
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Standard deviation of the first convolution's answer to x_t, and to ST, each alone."""
+        ...
+
+    def trainable(self) -> nn.Module:
+        """The network that training changes."""
+        ...

@@ -1,0 +1,105 @@
+"""Widening the first convolution of a pretrained denoiser for the spatio-textual map."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..functional.st import Segments
+from ..functional.st_conv import dense_st_conv, factorised_st_conv
+
+NewWeights = Literal["he", "zero"]
+Evaluation = Literal["factorised", "dense"]
+
+
+class StConv2d(nn.Conv2d):
+    """A convolution over [x_t, ST] that never needs ST to be built.
+
+    Its weight is the ordinary [c_out, c_in + d, kh, kw] tensor of the paper's concatenated input
+    (SpaText, section 3.3), so checkpoints load and export anywhere. The segments of the batch are
+    lent to it for the length of one call by `painting`; without them ST is null.
+    `evaluation` selects the exact factorised form or the dense one.
+    """
+
+    def __init__(
+        self,
+        st_channels: int,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        *,
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (1, 1),
+        evaluation: Evaluation = "factorised",
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding)
+        if evaluation not in get_args(Evaluation):
+            raise ValueError(
+                f"st_conv: found {evaluation!r}, expected one of {get_args(Evaluation)}"
+            )
+        self.st_channels = st_channels
+        self.evaluation = evaluation
+        self._segments: Segments | None = None
+
+    @contextmanager
+    def painting(self, segments: Segments) -> Iterator[None]:
+        """Lend the segments of one batch to the calls inside the block."""
+        self._segments = segments
+        try:
+            yield
+        finally:
+            self._segments = None
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b e i j"]:
+        if self._segments is None:
+            weight = self.weight[:, : self.in_channels - self.st_channels]
+            return nn.functional.conv2d(x, weight, self.bias, self.stride, self.padding)
+        conv = factorised_st_conv if self.evaluation == "factorised" else dense_st_conv
+        return conv(
+            x,
+            self._segments,
+            self.weight,
+            self.bias,
+            padding=self.padding,  # type: ignore[arg-type]
+            stride=self.stride,  # type: ignore[arg-type]
+        )
+
+
+def widen_conv(
+    conv: nn.Conv2d,
+    st_channels: int,
+    *,
+    new_weights: NewWeights = "he",
+    evaluation: Evaluation = "factorised",
+) -> StConv2d:
+    """`conv` with `st_channels` more inputs: old kernels and bias copied, the new slice drawn.
+
+    "he" is the paper's choice (He et al. 2015, fan-in of the new slice, ReLU gain); with "zero"
+    the network's output equals the base model's for every ST.
+    """
+    if new_weights not in get_args(NewWeights):
+        raise ValueError(f"new_weights: found {new_weights!r}, expected {get_args(NewWeights)}")
+    wide = StConv2d(
+        st_channels,
+        conv.in_channels + st_channels,
+        conv.out_channels,
+        conv.kernel_size,  # type: ignore[arg-type]
+        stride=conv.stride,  # type: ignore[arg-type]
+        padding=conv.padding,  # type: ignore[arg-type]
+        evaluation=evaluation,
+    )
+    with torch.no_grad():
+        wide.weight[:, : conv.in_channels].copy_(conv.weight)
+        new = wide.weight[:, conv.in_channels :]
+        if new_weights == "zero":
+            new.zero_()
+        else:
+            fan_in = st_channels * math.prod(conv.kernel_size)
+            new.normal_(std=math.sqrt(2 / fan_in))
+        if conv.bias is not None and wide.bias is not None:
+            wide.bias.copy_(conv.bias)
+    return wide.to(conv.weight.device, conv.weight.dtype)

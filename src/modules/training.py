@@ -1,0 +1,47 @@
+"""What every LightningModule of the project does the same way."""
+
+from collections.abc import Callable, Iterable
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch.nn import Parameter
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+MakeOptimizer = Callable[[Iterable[Parameter]], Optimizer]
+MakeScheduler = Callable[[Optimizer], LRScheduler]
+
+
+class TrainedModule(pl.LightningModule):
+    """Optimizer and schedule from partials; everything else is the subclass's."""
+
+    def __init__(self, optimizer: MakeOptimizer, lr_scheduler: MakeScheduler) -> None:
+        super().__init__()
+        self.make_optimizer, self.make_lr_scheduler = optimizer, lr_scheduler
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = self.make_optimizer(p for p in self.parameters() if p.requires_grad)
+        schedule = self.make_lr_scheduler(optimizer)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the global norm, and log what it was before.
+
+        Lightning refuses to clip for a fused optimizer under autocast, because fp16 gradients are
+        unscaled inside its step. Without a scaler there is nothing to unscale.
+        """
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None or not gradient_clip_val or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        norm = clip_grad_norm_(self.parameters(), gradient_clip_val, foreach=True)
+        self.log("train/grad_norm", norm)

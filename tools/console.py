@@ -1,0 +1,35 @@
+"""What a command prints when the user is wrong: one line."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hydra.errors import InstantiationException
+
+USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn a user's mistake into `error: <message>` on stderr and exit code 1.
+
+    With HYDRA_FULL_ERROR=1 the traceback is shown instead. Other exceptions pass untouched: they
+    are ours, and their traceback is wanted.
+    """
+    try:
+        yield
+    except (*USER_ERRORS, InstantiationException) as error:
+        cause = root_cause(error)
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(cause, USER_ERRORS):
+            raise
+        message = " ".join(str(cause).split())
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Hydra wraps what a component's constructor raised; find the error itself."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error

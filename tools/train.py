@@ -1,0 +1,89 @@
+"""spatext-train: compose a configuration, build everything from it, train."""
+
+import logging
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from spatext.callbacks.checkpoint_io import AtomicCheckpointIO
+from spatext.callbacks.record import RecordConfig
+from spatext.tools.console import one_line_errors
+from spatext.tools.provenance import write_provenance
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Build, fit, and return {"trainer", "module", "datamodule", "metrics"}.
+
+    `cfg.run_dir` receives config.yaml, provenance.json, logs and checkpoints. With `cfg.resume`
+    the run continues from checkpoints/last.ckpt there, and starts afresh if there is none.
+    """
+    if cfg.num_threads:
+        torch.set_num_threads(cfg.num_threads)
+    torch.set_float32_matmul_precision(cfg.matmul_precision)
+    run_dir = Path(cfg.run_dir)
+    checkpoint = find_checkpoint(run_dir, cfg.resume)
+
+    datamodule: pl.LightningDataModule = instantiate(cfg.datamodule, _convert_="all")
+    pl.seed_everything(cfg.seed, workers=True)  # initial weights; data and noise have addresses
+    module: pl.LightningModule = instantiate(cfg.module, _convert_="all")
+    container = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    trainer: pl.Trainer = instantiate(
+        cfg.trainer,
+        default_root_dir=str(run_dir),
+        callbacks=[*build(cfg.callbacks), RecordConfig(container)],
+        logger=build(cfg.logger),
+        plugins=[AtomicCheckpointIO()],
+        _convert_="all",
+        use_distributed_sampler=False,  # the datamodule shares the samples out itself
+    )
+    if trainer.is_global_zero:
+        write_provenance(run_dir, cfg)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(container)
+    log.info("run folder: %s", run_dir)
+    trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True)
+    return {
+        "trainer": trainer,
+        "module": module,
+        "datamodule": datamodule,
+        "metrics": {name: value.item() for name, value in trainer.callback_metrics.items()},
+    }
+
+
+def find_checkpoint(run_dir: Path, resume: bool | str) -> str | None:
+    """The checkpoint to continue from: none, the run folder's last, or the path given."""
+    if isinstance(resume, str):
+        if not Path(resume).is_file():
+            raise FileNotFoundError(
+                f"resume={resume}: no such file, expected true, false or a checkpoint"
+            )
+        return resume
+    last = run_dir / "checkpoints" / "last.ckpt"
+    if not resume or not last.is_file():
+        return None
+    log.info("resuming from %s", last)
+    return str(last)
+
+
+def build(group: DictConfig | None) -> list[Any]:
+    """One object per entry of a config group; entries set to null are off."""
+    return [
+        instantiate(entry, _convert_="all") for entry in (group or {}).values() if entry is not None
+    ]
+
+
+@hydra.main(version_base="1.3", config_path="pkg://spatext.conf", config_name="train")
+def main(cfg: DictConfig) -> None:
+    with one_line_errors():
+        train(cfg)
+
+
+if __name__ == "__main__":
+    main()
