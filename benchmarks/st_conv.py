@@ -5,8 +5,8 @@
 Both forms start from the same ids and embeddings, so building ST, or reducing the ids, is counted.
 Time: median over repeats, the two forms run alternately in one process. Memory: what a call adds at
 its peak to what is held before it. On CUDA that is torch's max_memory_allocated; on a CPU the peak
-resident set of a fresh process for each form, after a small call has loaded the kernels. It includes
-the scratch memory of the libraries, which torch's own counters do not see, and is known on Linux only.
+resident set of a fresh process for each call, after a small one has loaded the kernels. It includes
+the scratch memory of the libraries, which torch's own counters do not see; known on Linux only.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -115,27 +115,24 @@ def times(case: Case, repeats: int) -> Iterator[tuple[str, str, float]]:
                     yield form, mode, 1e3 * (time.perf_counter() - start)
 
 
-def memory(case: Case, form: str) -> list[float]:
-    """MiB that a call adds at its peak, for each mode in order."""
+def memory(case: Case, form: str, mode: str) -> float:
+    """MiB that a call adds at its peak."""
     if case.device == "cuda":
-        return [cuda_memory(case, form, mode) for mode in MODES]
+        return cuda_memory(case, form, mode)
     if not STATUS.exists():
-        return [math.nan for _ in MODES]
+        return math.nan
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
-        return executor.submit(resident_memory, case, form).result()
+        return executor.submit(resident_memory, case, form, mode).result()
 
 
-def resident_memory(case: Case, form: str) -> list[float]:
+def resident_memory(case: Case, form: str, mode: str) -> float:
     torch.set_num_threads(case.threads)
-    small, call = make_call(form, case, 16), make_call(form, case, case.size)
-    added = []
-    for mode in MODES:
-        small(mode)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (man 5 proc)
-        before = status_kib("VmRSS")
-        call(mode)
-        added.append((status_kib("VmHWM") - before) / 1024)
-    return added
+    call = make_call(form, case, case.size)
+    make_call(form, replace(case, dim=16), 16)(mode)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (man 5 proc)
+    before = status_kib("VmRSS")
+    call(mode)
+    return (status_kib("VmHWM") - before) / 1024
 
 
 def status_kib(field: str) -> int:
@@ -154,14 +151,13 @@ def cuda_memory(case: Case, form: str, mode: str) -> float:
 
 def measure(case: Case, repeats: int) -> list[Row]:
     """A row for each mode."""
-    added = {form: memory(case, form) for form in FORMS}
     measured: dict[tuple[str, str], list[float]] = {}
     for form, mode, milliseconds in times(case, repeats):
         measured.setdefault((form, mode), []).append(milliseconds)
     rows = []
-    for i, mode in enumerate(MODES):
+    for mode in MODES:
         dense, factorised = (statistics.median(measured[form, mode]) for form in FORMS)
-        dense_mib, factorised_mib = added["dense"][i], added["factorised"][i]
+        dense_mib, factorised_mib = (memory(case, form, mode) for form in FORMS)
         rows.append(
             Row(
                 dim=case.dim,
@@ -191,8 +187,8 @@ def table(rows: list[Row], title: str) -> Table:
         "speedup": lambda r: f"{r.speedup:.1f}x",
         "dense MiB": lambda r: f"{r.dense_mib:.0f}",
         "fact MiB": lambda r: f"{r.factorised_mib:.0f}",
-        "memory": lambda r: f"{r.memory_ratio:.1f}x",
-        "forward GFLOP": lambda r: f"{r.dense_gflop:.1f}/{r.factorised_gflop:.2f}",
+        "less": lambda r: f"{r.memory_ratio:.1f}x",
+        "fwd GFLOP": lambda r: f"{r.dense_gflop:.1f}/{r.factorised_gflop:.2f}",
         "fewer": lambda r: f"{r.dense_gflop / r.factorised_gflop:.0f}x",
     }
     printed = Table(title=title, box=box.SIMPLE, pad_edge=False)
@@ -231,7 +227,7 @@ def main() -> None:
     if args.device == "cpu":
         title += f", {args.threads} threads"
     console = Console()
-    console.width = max(console.width, 110)
+    console.width = max(console.width, 116)
     console.print(table(rows, title))
     if args.csv:
         with args.csv.open("w", newline="") as file:

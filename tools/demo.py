@@ -1,9 +1,12 @@
 """spatext-demo: from an empty folder to pictures that obey a painted layout.
 
-Draws a small world, trains a CLIP model, an autoencoder and a latent SpaText on it, samples
-held-out layouts and has them judged by a program that shares no code with the model. Each stage is
-an ordinary command of this package, printed before it runs; a stage that is done is not run again,
-and one that was stopped goes on from its last checkpoint.
+Draws a small world, fine-tunes a tiny text-to-image model into a latent SpaText on it, samples
+held-out layouts and has them judged by a program that shares no code with the model. The tiny
+model comes with the package, as Stable Diffusion comes from a hub; with --from-scratch its parts
+(CLIP, autoencoder, UNet) are trained first, which takes about an hour.
+
+Each stage is an ordinary command of this package, printed before it runs. A stage that is done is
+not run again, and one that was stopped goes on from its last checkpoint.
 """
 
 import argparse
@@ -20,11 +23,13 @@ from pathlib import Path
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+import spatext.tools
 from spatext.tools.console import one_line_errors
 from spatext.tools.demo_report import evaluate, write_report
 from spatext.tools.provenance import write_text
 
-NUM_TRAIN, NUM_VAL = 8000, 256
+NUM_TRAIN, NUM_VAL = 6000, 256
+WEIGHTS = Path(spatext.tools.__file__).parent / "weights" / "shapes"
 
 
 @dataclass(frozen=True)
@@ -46,73 +51,88 @@ class Stage:
         return hashlib.sha256("\n".join([earlier, self.title, config]).encode()).hexdigest()
 
 
+class ChildFailure(ValueError):
+    """A stage's command failed and has said why."""
+
+
 def compose_text(arguments: tuple[str, ...]) -> str:
     with initialize_config_module("spatext.conf", version_base="1.3"):
         return OmegaConf.to_yaml(compose("train", overrides=list(arguments)))
 
 
-def stages(out: Path) -> list[Stage]:
-    """World, tokenizer, CLIP, autoencoder, SpaText."""
-    shapes, base = out / "shapes", out / "base"
+def stages(out: Path, *, from_scratch: bool = False) -> list[Stage]:
+    """The world, the parts of the base model where they are to be trained, and SpaText."""
+    base = out / "base" if from_scratch else WEIGHTS
     data = (
-        f"datamodule.shards={shapes}/shapes-train-*.tar",
-        f"datamodule.val_shards={shapes}/shapes-val-*.tar",
+        f"datamodule.shards={out / 'shapes-train'}",
+        f"datamodule.val_shards={out / 'shapes-val'}",
     )
 
-    def training(name: str, *overrides: str) -> Stage:
-        run_dir = f"run_dir={out / name}"
-        arguments = (f"experiment=demo_{name}", run_dir, "resume=true", *data, *overrides)
-        return Stage(name, "train", arguments, out / name)
+    def training(experiment: str, *overrides: str) -> Stage:
+        name = experiment.split("_", 1)[1]
+        arguments = (f"experiment={experiment}", f"run_dir={out / name}", "resume=true")
+        return Stage(name, "train", (*arguments, *data, *overrides), out / name)
 
-    return [
-        Stage("shapes-train", "shapes", (str(shapes), "--num", str(NUM_TRAIN)), shapes),
-        Stage(
-            "shapes-val", "shapes", (str(shapes), "--num", str(NUM_VAL), "--split", "val"), shapes
-        ),
+    def drawing(split: str, num: int) -> Stage:
+        folder = out / f"shapes-{split}"
+        arguments = (str(folder), "--num", str(num), "--split", split)
+        return Stage(folder.name, "shapes", arguments, folder)
+
+    tokenizer = base / "tokenizer"
+    parts = [
         Stage(
             "tokenizer",
             "tokenizer",
             (
-                f"{shapes}/shapes-train-*.tar",
-                *("--out", str(base / "tokenizer"), "--vocab-size", "1024", "--max-length", "64"),
+                str(out / "shapes-train"),
+                *("--out", str(tokenizer), "--vocab-size", "1024", "--max-length", "64"),
             ),
-            base / "tokenizer",
+            tokenizer,
         ),
         training(
-            "clip",
-            f"module.tokenizer.pretrained_model_name_or_path={base / 'tokenizer'}",
+            "shapes_clip",
+            f"module.tokenizer.pretrained_model_name_or_path={tokenizer}",
             f"callbacks.export.folder={base}",
         ),
-        training("autoencoder", f"callbacks.export.folder={base}"),
-        training("latent", f"base={base}"),
+        training("shapes_autoencoder", f"callbacks.export.folder={base}"),
+        training(
+            "shapes_text_to_image",
+            f"module.backbone.path={base}",
+            f"callbacks.export.folder={base}",
+        ),
+    ]
+    return [
+        drawing("train", NUM_TRAIN),
+        drawing("val", NUM_VAL),
+        *(parts if from_scratch else ()),
+        training("demo_latent", f"base={base}"),
     ]
 
 
 def run_stage(stage: Stage, out: Path, earlier: str) -> tuple[str, float]:
-    """Run a stage unless it is done; returns its fingerprint and the seconds it took."""
-    marker = out / "done" / f"{stage.name}.json"
+    """Run a stage unless it is done; returns its fingerprint and the seconds it took in all."""
+    marker = out / "stages" / f"{stage.name}.json"
     fingerprint = stage.fingerprint(earlier)
     record = json.loads(marker.read_text()) if marker.is_file() else {}
-    if record.get("fingerprint") == fingerprint and record.get("seconds") is not None:
+    if record.get("fingerprint") != fingerprint:  # new, or of another configuration
+        shutil.rmtree(stage.folder, ignore_errors=True)
+        record = {"fingerprint": fingerprint, "done": False, "seconds": 0.0}
+    if record["done"]:
         print(f"[{stage.name}] done before, in {record['seconds']:.0f} s", flush=True)
         return fingerprint, record["seconds"]
-    if record.get("fingerprint") != fingerprint and stage.folder.exists() and record:
-        print(f"[{stage.name}] its configuration has changed: starting afresh", flush=True)
-        shutil.rmtree(stage.folder)
     marker.parent.mkdir(parents=True, exist_ok=True)
-    # Started but not done: a stop from here on resumes, as long as the fingerprint stays.
-    spent = record.get("spent", 0.0) if record.get("fingerprint") == fingerprint else 0.0
-    write_text(marker, json.dumps({"fingerprint": fingerprint, "spent": spent}))
+    write_text(marker, json.dumps(record))  # before the work: a stop from here on is resumed
     print(f"\n[{stage.name}] $ {stage.title}", flush=True)
     start = time.monotonic()
     try:
         command = [sys.executable, "-m", f"spatext.tools.{stage.tool}", *stage.arguments]
-        subprocess.run(command, check=True)
+        if code := subprocess.run(command).returncode:
+            raise ChildFailure(f"stage {stage.name} ended with exit code {code}; see above")
+        record["done"] = True
     finally:
-        spent += time.monotonic() - start
-        write_text(marker, json.dumps({"fingerprint": fingerprint, "spent": spent}))
-    write_text(marker, json.dumps({"fingerprint": fingerprint, "seconds": spent}))
-    return fingerprint, spent
+        record["seconds"] += time.monotonic() - start
+        write_text(marker, json.dumps(record))
+    return fingerprint, record["seconds"]
 
 
 def main() -> None:
@@ -121,6 +141,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("outputs/demo"), help="folder to write")
     parser.add_argument("--num-layouts", type=int, default=96, help="held-out layouts to judge")
+    parser.add_argument("--from-scratch", action="store_true", help="train the base model too")
     parser.add_argument("--fresh", action="store_true", help="forget earlier results first")
     args = parser.parse_args()
     out = args.out.resolve()
@@ -128,7 +149,7 @@ def main() -> None:
         shutil.rmtree(out, ignore_errors=True)
     fingerprint, seconds = "", {}
     with one_line_errors():
-        for stage in stages(out):
+        for stage in stages(out, from_scratch=args.from_scratch):
             fingerprint, seconds[stage.name] = run_stage(stage, out, fingerprint)
         start = time.monotonic()
         result = evaluate(out / "latent" / "checkpoints" / "last.ckpt", num=args.num_layouts)

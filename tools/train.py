@@ -15,7 +15,7 @@ from spatext.callbacks.record import RecordConfig
 from spatext.tools.console import one_line_errors
 from spatext.tools.provenance import write_provenance
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("spatext.tools.train")  # also when run with -m
 
 
 def train(cfg: DictConfig) -> dict[str, Any]:

@@ -5,19 +5,22 @@ from itertools import islice
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import move_data_to_device
+from safetensors.torch import load_file, save_file
 
 
 class Export(Callback):
     """Calls `save_pretrained(folder, batches)` of the module once training has finished.
 
     Works on the averaged weights where the run has an average. `num_batches` training batches are
-    handed over for statistics. Each part of the folder is written beside it and renamed.
+    handed over for statistics. Each part of the folder is written beside it and renamed. `half`
+    stores the weights as float16, which halves the files; loading brings them back to float32.
     """
 
-    def __init__(self, folder: str, num_batches: int = 16) -> None:
-        self.folder, self.num_batches = Path(folder), num_batches
+    def __init__(self, folder: str, num_batches: int = 16, half: bool = False) -> None:
+        self.folder, self.num_batches, self.half = Path(folder), num_batches, half
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero or trainer.interrupted:
@@ -31,8 +34,20 @@ class Export(Callback):
         shutil.rmtree(temporary, ignore_errors=True)
         pl_module.eval()
         pl_module.save_pretrained(temporary, batches)  # type: ignore[operator]
+        if self.half:
+            halve(temporary)
         self.folder.mkdir(parents=True, exist_ok=True)
         for part in temporary.iterdir():
             shutil.rmtree(self.folder / part.name, ignore_errors=True)
             part.rename(self.folder / part.name)
         temporary.rmdir()
+
+
+def halve(folder: Path) -> None:
+    """Rewrite the float32 tensors of all safetensors files below a folder as float16."""
+    for path in folder.rglob("*.safetensors"):
+        weights = {
+            name: value.half() if value.dtype == torch.float32 else value
+            for name, value in load_file(path).items()
+        }
+        save_file(weights, path, metadata={"format": "pt"})

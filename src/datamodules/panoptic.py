@@ -15,7 +15,7 @@ from .loaders import BatchLoader, TrainingLoader
 from .order import EvaluationBatchSampler, GlobalBatchSampler
 from .samples import Batch, SegmentDataset, collate
 from .segmenters import Segmenter
-from .shards import SampleRecord
+from .shards import SampleRecord, expand_shards
 
 __all__ = ["Batch", "PanopticDataModule"]
 
@@ -59,7 +59,9 @@ class PanopticDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         _check(k_min, k_max, min_area, things, stuff, segmenter)
-        self.shards, self.val_shards = shards, val_shards
+        # Looked for here, so that a wrong path is told before any model is loaded.
+        self.shards = expand_shards(shards)
+        self.val_shards = None if val_shards is None else expand_shards(val_shards)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.random_crop, self.flip, self.shuffle = random_crop, flip, shuffle
@@ -129,8 +131,7 @@ class PanopticDataModule(pl.LightningDataModule):
         )
         return BatchLoader(dataset, **self._loader_kwargs(sampler))
 
-    def _index(self, shards_given: str | Path | Sequence[str | Path]) -> list[SampleRecord]:
-        paths = shards.expand_shards(shards_given)
+    def _index(self, paths: list[Path]) -> list[SampleRecord]:
         bar = tqdm(
             paths, desc="index", unit="shard", delay=PROGRESS_DELAY, disable=self._rank()[0] > 0
         )

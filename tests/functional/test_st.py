@@ -127,8 +127,8 @@ def test_every_valid_segment_survives(size: tuple[int, int]) -> None:
 
 
 def test_with_more_segments_than_cells_the_vote_stands() -> None:
-    ids = painted("1234", "5512")
-    assert reduce_ids(ids, all_valid(5), (1, 2)).tolist() == [[[5, 1]]]
+    # 2 is the largest of the three, and loses both votes.
+    assert reduce_ids(painted("1112233322"), all_valid(3), (1, 2)).tolist() == [[[1, 3]]]
 
 
 def test_an_absent_segment_gets_no_cell() -> None:

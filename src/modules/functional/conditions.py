@@ -90,7 +90,7 @@ def drop_conditions(
     index: Int64[Tensor, " b"],
 ) -> Conditions:
     """Each condition of each sample is replaced by null by its own, independent coin (SpaText,
-    sec. 3.4), a function of (seed, index of the sample) alone.
+    sec. 3.3), a function of (seed, index of the sample) alone.
 
     Raises ValueError for an unknown name, a rate outside [0, 1], or a positive rate of a condition
     that is absent.

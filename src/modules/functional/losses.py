@@ -20,7 +20,7 @@ def loss_weight(
     """Weight of the squared error on the network's own target.
 
     min_snr is min(snr, gamma) on the x_0 error, carried over (Hang et al. 2023, "Efficient
-    diffusion training via Min-SNR weighting strategy", sec. 3.4): sample min(snr, gamma), epsilon
+    diffusion training via Min-SNR weighting strategy"): sample min(snr, gamma), epsilon
     min(snr, gamma) / snr, v min(snr, gamma) / (snr + 1). At snr = 0 epsilon takes its limit 1.
     Raises ValueError for another weighting or prediction type.
     """

@@ -12,7 +12,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # Salmon et al. 2011, table 2 and Random123 philox.h
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # Random123, philox.h
 _WEYL = (0x9E3779B9, 0xBB67AE85)  # key bumps: golden ratio, sqrt(3) - 1
 
 
@@ -31,7 +31,7 @@ class Purpose(IntEnum):
 def philox_4x32(
     counter: Int64[Tensor, "*n 4"], key: Int64[Tensor, "*#n 2"], num_rounds: int = 10
 ) -> Int64[Tensor, "*n 4"]:
-    """Philox 4x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", sec. 3.3).
+    """Philox 4x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 
     All words are uint32 values held in int64, so the bits are the same on every device. The key
     broadcasts against the counter.

@@ -174,7 +174,6 @@ def _keep_one_cell(
         lost = (sizes[samples, slot] > 0) & (num_cells[samples, slot + 1] == 0)
         taken = (lost & can_give.any(dim=1)).long()
         giver = owner[samples, cell]
-        num_cells[samples, giver] -= taken
-        num_cells[samples, slot + 1] += taken
+        num_cells[samples, giver] -= taken  # the taker's stays 0: it will not give
         owner[samples, cell] = torch.where(taken == 1, slot + 1, giver)
     return owner.to(torch.uint8).unflatten(1, (h, w))

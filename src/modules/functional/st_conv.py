@@ -16,7 +16,7 @@ def dense_st_conv(
     padding: int | tuple[int, int] = 1,
     stride: int | tuple[int, int] = 1,
 ) -> Float[Tensor, "b c_out h_out w_out"]:
-    """conv2d([x, ST]) with ST built on the grid of x (SpaText, sec. 3.2 and 3.3).
+    """conv2d([x, ST]) with ST built on the grid of x (SpaText, sec. 3.2).
 
     The slice of ST costs 2 d kh kw c_out h_out w_out FLOPs per sample.
     """
@@ -37,16 +37,18 @@ def factorised_st_conv(
     ST = sum_k mask_k embed_k and a convolution is linear, hence
     conv(ST, W) = sum_k conv(mask_k, W . embed_k), the kernel W . embed_k having one input channel.
     FLOPs per sample for the slice of ST: 2 k kh kw c_out (d + h_out w_out). The channels of x and
-    the masks go through one unfold and one product: measured faster than a convolution of x plus a
-    product, and than a convolution grouped over the batch, whose backward is slow on a CPU.
+    the masks go through one unfold and one product: on a CPU faster than a convolution of x plus a
+    product, and than a convolution grouped over the batch, whose backward is slow.
     """
     c_in = x.shape[1]
     ids = reduce_ids(segments.ids, segments.valid, (x.shape[2], x.shape[3]))
     masks = one_hot(ids, segments.valid.shape[1], dtype=x.dtype)
     kernel = (weight.shape[2], weight.shape[3])
     columns = F.unfold(torch.cat([x, masks], dim=1), kernel, padding=padding, stride=stride)
-    of_x = weight[:, :c_in].flatten(1).expand(len(x), -1, -1)
-    of_masks = project_kernels(weight[:, c_in:], masked_embeds(segments).to(x.dtype)).flatten(2)
+    # split, whose backward is one concatenation: two slices would each pad a gradient of full size.
+    weight_x, weight_st = weight.split([c_in, weight.shape[1] - c_in], dim=1)
+    of_x = weight_x.flatten(1).expand(len(x), -1, -1)
+    of_masks = project_kernels(weight_st, masked_embeds(segments).to(x.dtype)).flatten(2)
     kernels = torch.cat([of_x, of_masks], dim=2)
     y = kernels @ columns if bias is None else torch.baddbmm(bias[:, None], kernels, columns)
     return y.unflatten(2, _output_size(x, kernel, padding, stride))

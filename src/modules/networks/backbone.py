@@ -1,16 +1,18 @@
 """The one door through which a LightningModule sees a denoiser, in pixels or in latents."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..functional.conditions import Conditions
 from ..functional.diffusion import PredictionType
 from ..functional.st import Segments
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """A denoiser with its encoder, decoder, text encoder and noise schedule.
 
@@ -60,6 +62,6 @@ class Backbone(Protocol):
         """Standard deviation of the first convolution's answer to x_t, and to ST, each alone."""
         ...
 
-    def trainable(self) -> nn.Module:
-        """The network that training changes."""
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the trained network and its noise schedule in the backbone's published layout."""
         ...

@@ -31,10 +31,9 @@ class Clip(HoldsFrozen):
         if scale not in get_args(Scale):
             raise ValueError(f"clip.scale: found {scale!r}, expected one of {get_args(Scale)}")
         self.name, self.scale = name, scale
-        model = load_open_clip(name, pretrained)
+        model, self.tokenizer = load_open_clip(name, pretrained)
         preprocess = open_clip.get_model_preprocess_cfg(model)
         self.model = Frozen(model)
-        self.tokenizer = open_clip.get_tokenizer(name)
         size = preprocess["size"]
         self.image_size: int = size if isinstance(size, int) else size[0]
         self.embed_dim = int(model.visual.output_dim)
@@ -83,13 +82,17 @@ def preprocess_pixels(
     return (x - mean) / std
 
 
-def load_open_clip(name: str, pretrained: str | None) -> Any:
-    """An open_clip model with its weights; a wrong name or a folder without weights is refused."""
+def load_open_clip(name: str, pretrained: str | None) -> tuple[Any, Any]:
+    """An open_clip model with its weights, and its tokenizer.
+
+    Raises ValueError for a wrong name and for a folder that lacks weights or tokenizer.
+    """
     try:
-        return open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
-    except (RuntimeError, FileNotFoundError, ValueError) as error:
+        model = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
+        return model, open_clip.get_tokenizer(name)
+    except (RuntimeError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0][:120]
         raise ValueError(
             f"clip.name={name!r} clip.pretrained={pretrained!r}: {reason}; expected an open_clip "
-            "name and tag, 'hf-hub:org/model' or 'local-dir:/folder' with weights"
+            "name and tag, 'hf-hub:org/model' or 'local-dir:/folder' with weights and tokenizer"
         ) from error

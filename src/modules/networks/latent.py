@@ -7,20 +7,21 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..functional.conditions import Conditions
 from ..functional.diffusion import PredictionType, rescale_zero_terminal_snr
 from ..functional.diffusion import alphas_cumprod as cumulate
 from ..functional.st import Segments
+from .backbone import Backbone
 from .frozen import Frozen, HoldsFrozen
 from .surgery import Evaluation, NewWeights, widen_conv
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
-class LatentBackbone(HoldsFrozen):
+class LatentBackbone(HoldsFrozen, Backbone):
     """SpaText on a latent diffusion model (SpaText, section 3.3): only the UNet is trained.
 
     The spatio-textual map enters once, through the widened first convolution. Latents are
@@ -55,7 +56,8 @@ class LatentBackbone(HoldsFrozen):
             unet.to(memory_format=torch.channels_last)
         if gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        self.unet = unet
+        # from_pretrained leaves it in evaluation mode, and a Trainer keeps the mode it finds.
+        self.unet = unet.train()
         self.vae, self.text_encoder = Frozen(vae), Frozen(text_encoder)
         self.tokenizer = tokenizer
 
@@ -70,20 +72,18 @@ class LatentBackbone(HoldsFrozen):
 
     @classmethod
     def from_pretrained(cls, path: str, *, embed_dim: int, **options: Any) -> "LatentBackbone":
-        """Load a diffusers-layout folder or hub name, safetensors only.
+        """Load a diffusers-layout folder or hub name, safetensors only, as float32.
 
         Raises ValueError naming the part of a local folder that is missing.
         """
-        require_parts(path)
+        path = require_parts(path)
         return cls(
-            unet=UNet2DConditionModel.from_pretrained(path, subfolder="unet", use_safetensors=True),
-            vae=AutoencoderKL.from_pretrained(path, subfolder="vae", use_safetensors=True),
-            text_encoder=CLIPTextModel.from_pretrained(
-                path, subfolder="text_encoder", use_safetensors=True
+            unet=UNet2DConditionModel.from_pretrained(
+                path, subfolder="unet", use_safetensors=True, torch_dtype=torch.float32
             ),
-            tokenizer=CLIPTokenizer.from_pretrained(path, subfolder="tokenizer"),
             scheduler=DDPMScheduler.from_pretrained(path, subfolder="scheduler"),
             embed_dim=embed_dim,
+            **load_encoders(path),
             **options,
         )
 
@@ -101,26 +101,25 @@ class LatentBackbone(HoldsFrozen):
 
         Raises ValueError naming the part of a local folder that is missing.
         """
-        require_parts(path, ("vae", "text_encoder", "tokenizer"))
-        text_encoder = CLIPTextModel.from_pretrained(path, subfolder="text_encoder")
-        vae = AutoencoderKL.from_pretrained(path, subfolder="vae")
+        encoders = load_encoders(require_parts(path, ("vae", "text_encoder", "tokenizer")))
+        latent_channels = encoders["vae"].config.latent_channels
         return cls(
             unet=UNet2DConditionModel(
-                in_channels=vae.config.latent_channels,
-                out_channels=vae.config.latent_channels,
-                cross_attention_dim=text_encoder.config.hidden_size,
+                in_channels=latent_channels,
+                out_channels=latent_channels,
+                cross_attention_dim=encoders["text_encoder"].config.hidden_size,
                 **unet,
             ),
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=CLIPTokenizer.from_pretrained(path, subfolder="tokenizer"),
             scheduler=DDPMScheduler(**scheduler),
             embed_dim=embed_dim,
+            **encoders,
             **options,
         )
 
-    def trainable(self) -> nn.Module:
-        return self.unet
+    def save_pretrained(self, folder: Path) -> None:
+        """unet/ and scheduler/. With `embed_dim` 0 the UNet is an ordinary text-to-image one."""
+        self.unet.save_pretrained(folder / "unet")
+        DDPMScheduler.from_config(self.scheduler_config).save_pretrained(folder / "scheduler")
 
     @torch.no_grad()
     def encode(
@@ -169,19 +168,31 @@ class LatentBackbone(HoldsFrozen):
         return conv(x_t).std(), (painted - conv(silent)).std()
 
 
-def require_parts(path: str, parts: Sequence[str] = PARTS) -> None:
+def load_encoders(path: str) -> dict[str, Any]:
+    """The frozen parts of a diffusers-layout folder or hub name, as float32."""
+    weights = {"use_safetensors": True, "torch_dtype": torch.float32}
+    return {
+        "vae": AutoencoderKL.from_pretrained(path, subfolder="vae", **weights),
+        "text_encoder": CLIPTextModel.from_pretrained(path, subfolder="text_encoder", **weights),
+        "tokenizer": CLIPTokenizer.from_pretrained(path, subfolder="tokenizer"),
+    }
+
+
+def require_parts(path: str, parts: Sequence[str] = PARTS) -> str:
     """Refuse a local folder that lacks a part of the diffusers layout; hub names pass.
 
-    A path that starts with '/', '.' or '~', or that exists, is a local folder.
+    A path that starts with '/', '.' or '~', or that exists, is a local folder. Returns what the
+    libraries load from: they do not know '~'.
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
         if str(path).startswith(("/", ".", "~")):
             raise ValueError(f"backbone.path={path}: no such folder; expected {', '.join(parts)}")
-        return
+        return path
     missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
         raise ValueError(
             f"backbone.path={path}: missing {', '.join(missing)}; expected the diffusers layout "
             f"({', '.join(parts)})"
         )
+    return str(folder)

@@ -1,7 +1,7 @@
 """Maps from CLIP text embeddings to CLIP image embeddings: the paper's P, in its simple forms."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 
+@runtime_checkable
 class Prior(Protocol):
     """CLIP_txt -> CLIP_img, both in the one declared scale of the run."""
 
@@ -38,7 +39,7 @@ class LinearPrior(nn.Module):
                 f"module.prior.path={path}: no such file, expected a linear prior (.safetensors)"
             )
         for name, value in load_file(path).items():
-            self.register_buffer(name, value, persistent=False)
+            self.register_buffer(name, value.float(), persistent=False)
 
     def forward(self, text_embeds: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         return text_embeds @ self.weight + self.bias

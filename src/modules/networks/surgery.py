@@ -34,9 +34,10 @@ class StConv2d(nn.Conv2d):
         *,
         stride: tuple[int, int] = (1, 1),
         padding: tuple[int, int] = (1, 1),
+        bias: bool = True,
         evaluation: Evaluation = "factorised",
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
         if evaluation not in get_args(Evaluation):
             raise ValueError(
                 f"st_conv: found {evaluation!r}, expected one of {get_args(Evaluation)}"
@@ -55,7 +56,7 @@ class StConv2d(nn.Conv2d):
             self._segments = None
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b e i j"]:
-        if self._segments is None:
+        if self._segments is None or self.st_channels == 0:
             weight = self.weight[:, : self.in_channels - self.st_channels]
             return nn.functional.conv2d(x, weight, self.bias, self.stride, self.padding)
         conv = factorised_st_conv if self.evaluation == "factorised" else dense_st_conv
@@ -90,12 +91,13 @@ def widen_conv(
         conv.kernel_size,  # type: ignore[arg-type]
         stride=conv.stride,  # type: ignore[arg-type]
         padding=conv.padding,  # type: ignore[arg-type]
+        bias=conv.bias is not None,
         evaluation=evaluation,
     )
     with torch.no_grad():
         wide.weight[:, : conv.in_channels].copy_(conv.weight)
         new = wide.weight[:, conv.in_channels :]
-        if new_weights == "zero":
+        if new_weights == "zero" or st_channels == 0:
             new.zero_()
         else:
             fan_in = st_channels * math.prod(conv.kernel_size)

@@ -24,7 +24,8 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, max_length: int) -
     """CLIP's lower-cased byte-pair encoding learnt from `texts`.
 
     All 256 bytes are in the vocabulary, with and without the end-of-word mark, so nothing is
-    unknown. The end token has the highest id: CLIP pools the text there by argmax.
+    unknown; `vocab_size`, at least 514, counts them and both ends. The end token has the highest
+    id: CLIP pools the text there by argmax.
     """
     model = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     model.normalizer = normalizers.Lowercase()
@@ -32,8 +33,12 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, max_length: int) -
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    endings = [byte + "</w>" for byte in alphabet]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 2,
+        # Numbered first and always: otherwise in the random order of a hash map, which breaks ties
+        # between pairs, and only those that occur would count towards the size.
+        special_tokens=endings,
         initial_alphabet=alphabet,
         end_of_word_suffix="</w>",
         show_progress=False,
@@ -41,7 +46,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, max_length: int) -
     model.train_from_iterator(texts, trainer)
     state = json.loads(model.to_str())["model"]
     merges = [tuple(pair) for pair in state["merges"]]
-    words = [*alphabet, *(byte + "</w>" for byte in alphabet), *("".join(pair) for pair in merges)]
+    words = [*alphabet, *endings, *("".join(pair) for pair in merges)]
     words = [*dict.fromkeys(words), START, END]
     vocab = {word: number for number, word in enumerate(words)}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_length)

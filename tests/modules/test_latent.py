@@ -1,0 +1,256 @@
+import copy
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+from torch import nn
+from torch.testing import assert_close
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from spatext.modules.functional.conditions import Conditions
+from spatext.modules.functional.st import Segments, st_map
+from spatext.modules.networks.backbone import Backbone
+from spatext.modules.networks.latent import PARTS, LatentBackbone, require_parts
+from tiny import (
+    CHANNELS,
+    EMBED_DIM,
+    LATENT_SIZE,
+    MAX_LENGTH,
+    SIZE,
+    TEXTS,
+    WIDTH,
+    load_backbone,
+    make_text_encoder,
+    make_unet,
+    write_scheduler,
+)
+
+LATENTS = (2, CHANNELS, LATENT_SIZE, LATENT_SIZE)
+LONG = " ".join(["red"] * 2 * MAX_LENGTH)
+
+
+def images(batch: int = 2) -> torch.Tensor:
+    return torch.rand(batch, 3, SIZE, SIZE) * 2 - 1
+
+
+def vae_of(base: Path) -> AutoencoderKL:
+    return AutoencoderKL.from_pretrained(base, subfolder="vae")
+
+
+def test_a_folder_loads_with_its_own_weights(base: Path) -> None:
+    backbone = load_backbone(base)
+    assert isinstance(backbone, Backbone)
+    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet").state_dict()
+    old = backbone.unet.state_dict()
+    old["conv_in.weight"] = old["conv_in.weight"][:, :CHANNELS]
+    assert_close(dict(old), dict(unet), rtol=0, atol=0)
+    vae = backbone.vae.net.state_dict()
+    assert_close(dict(vae), dict(vae_of(base).state_dict()), rtol=0, atol=0)
+    encoder = CLIPTextModel.from_pretrained(base, subfolder="text_encoder").state_dict()
+    assert_close(dict(backbone.text_encoder.net.state_dict()), dict(encoder), rtol=0, atol=0)
+    scheduler = DDIMScheduler.from_pretrained(base, subfolder="scheduler")
+    assert_close(backbone.alphas_cumprod, scheduler.alphas_cumprod, rtol=1e-5, atol=0)
+    assert backbone.scheduler_config["steps_offset"] == 1
+    assert backbone.scheduler_config["set_alpha_to_one"] is False
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_prediction_type_is_that_of_the_scheduler(
+    base: Path, tmp_path: Path, prediction_type: str
+) -> None:
+    folder = shutil.copytree(base, tmp_path / "base")
+    write_scheduler(folder, prediction_type)
+    assert load_backbone(folder).prediction_type == prediction_type
+
+
+def test_a_new_unet_beside_pretrained_encoders(base: Path) -> None:
+    unet = {key: make_unet().config[key] for key in ("block_out_channels", "layers_per_block")}
+    blocks = {key: make_unet().config[key] for key in ("down_block_types", "up_block_types")}
+    backbone = LatentBackbone.from_config(
+        str(base),
+        unet=unet | blocks | {"norm_num_groups": 4, "attention_head_dim": 2},
+        scheduler={"num_train_timesteps": 50, "prediction_type": "sample"},
+        embed_dim=EMBED_DIM,
+    )
+    assert backbone.prediction_type == "sample"
+    assert len(backbone.alphas_cumprod) == 50
+    conditions = Conditions(backbone.embed_text(TEXTS[:2]), Segments.null(2, 1, EMBED_DIM, (1, 1)))
+    prediction = backbone.denoise(torch.randn(LATENTS), torch.tensor([0, 49]), conditions)
+    assert prediction.shape == LATENTS
+    vae = backbone.vae.net.state_dict()
+    assert_close(dict(vae), dict(vae_of(base).state_dict()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_missing_part_is_named(base: Path, tmp_path: Path, part: str) -> None:
+    folder = shutil.copytree(base, tmp_path / "base")
+    shutil.rmtree(folder / part)
+    with pytest.raises(ValueError, match=f"^backbone.path={folder}: missing {part}; expected .*$"):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize("path", ["/no/such", "./no/such", "~/no/such"])
+def test_a_missing_folder_is_named(path: str) -> None:
+    with pytest.raises(ValueError, match=f"^backbone.path={path}: no such folder; expected .*$"):
+        LatentBackbone.from_pretrained(path, embed_dim=EMBED_DIM)
+
+
+def test_hub_names_are_no_folders_unless_they_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert require_parts("org/model") == "org/model"
+    Path("org/model/unet").mkdir(parents=True)
+    with pytest.raises(ValueError, match="missing vae, text_encoder, tokenizer, scheduler"):
+        require_parts("org/model")
+
+
+def test_the_home_folder_is_found(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(base.parent))
+    loaded = LatentBackbone.from_pretrained(f"~/{base.name}", embed_dim=EMBED_DIM)
+    assert loaded.channels == CHANNELS
+
+
+def test_encode_is_the_scaled_posterior(base: Path) -> None:
+    backbone, image, noise = load_backbone(base), images(), torch.randn(LATENTS)
+    posterior = vae_of(base).encode(image).latent_dist
+    assert_close(backbone.encode(image), posterior.mean * 1.7)
+    expected = (posterior.mean + posterior.std * noise) * 1.7
+    assert_close(backbone.encode(image, noise), expected)
+    assert (posterior.std * noise).abs().mean() > 0.1
+
+
+def test_decode_undoes_the_scale_and_clamps(base: Path) -> None:
+    backbone, x_0 = load_backbone(base), torch.randn(LATENTS)
+    expected = vae_of(base).decode(x_0 / 1.7).sample
+    assert_close(backbone.decode(x_0), expected.clamp(-1, 1))
+    with torch.no_grad():
+        backbone.vae.net.decoder.conv_out.bias += 1
+    loud = backbone.decode(x_0)
+    assert_close(loud, (expected + 1).clamp(-1, 1))
+    assert loud.max() == 1 < (expected + 1).max()
+
+
+def test_decode_has_the_shape_of_what_was_encoded(base: Path) -> None:
+    backbone, image = load_backbone(base), torch.rand(2, 3, 8, 24) * 2 - 1
+    x_0 = backbone.encode(image)
+    assert x_0.shape == (2, CHANNELS, 4, 12)
+    assert backbone.decode(x_0).shape == image.shape
+
+
+def test_text_states_are_those_of_transformers(base: Path) -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
+    encoder = CLIPTextModel.from_pretrained(base, subfolder="text_encoder").eval()
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    rows = []
+    for text in (TEXTS[0], LONG, ""):
+        ids = tokenizer(text, add_special_tokens=False).input_ids[: MAX_LENGTH - 2]
+        rows.append([start, *ids, *[end] * (MAX_LENGTH - 1 - len(ids))])
+    expected = encoder(torch.tensor(rows)).last_hidden_state
+    assert expected.shape == (3, MAX_LENGTH, WIDTH)
+    assert_close(load_backbone(base).embed_text([TEXTS[0], LONG, ""]), expected)
+
+
+def test_only_the_unet_is_owned(base: Path) -> None:
+    backbone = load_backbone(base)
+    owned = {f"unet.{name}" for name in backbone.unet.state_dict()}
+    assert set(backbone.state_dict()) == owned
+    assert {name for name, _ in backbone.named_parameters()} <= owned
+    assert set(backbone.parameters()) == set(backbone.unet.parameters())
+    frozen = [*backbone.vae.net.parameters(), *backbone.text_encoder.net.parameters()]
+    assert not any(p.requires_grad for p in frozen)
+    assert backbone.unet.training
+    backbone.train()
+    assert not backbone.vae.net.training
+    assert not backbone.text_encoder.net.training
+
+
+def test_moves_reach_the_frozen_networks(base: Path) -> None:
+    backbone = load_backbone(base)
+    backbone.to(torch.float64)
+    assert backbone.embed_text([""]).dtype == torch.float64
+    assert backbone.encode(images().double()).dtype == torch.float64
+    backbone.to("meta")
+    frozen = [*backbone.vae.net.parameters(), *backbone.text_encoder.net.parameters()]
+    assert all(p.is_meta for p in frozen)
+
+
+def test_a_copy_shares_the_frozen_networks(base: Path) -> None:
+    backbone = load_backbone(base)
+    other = copy.deepcopy(backbone)
+    assert other.vae.net is backbone.vae.net
+    assert other.text_encoder.net is backbone.text_encoder.net
+    with torch.no_grad():
+        other.unet.conv_in.weight.zero_()
+    assert backbone.unet.conv_in.weight.abs().min() > 0
+
+
+def test_factor_and_multiple(base: Path) -> None:
+    backbone = load_backbone(base)
+    assert (backbone.factor, backbone.multiple, backbone.channels) == (2, 4, CHANNELS)
+    deep = AutoencoderKL(
+        block_out_channels=(4,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=CHANNELS,
+        norm_num_groups=2,
+    )
+    tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
+    backbone = LatentBackbone(
+        unet=make_unet(),
+        vae=deep,
+        text_encoder=make_text_encoder(len(tokenizer)),
+        tokenizer=tokenizer,
+        scheduler=DDPMScheduler(),
+        embed_dim=EMBED_DIM,
+    )
+    assert (backbone.factor, backbone.multiple) == (8, 16)
+    assert backbone.encode(images()).shape == (2, CHANNELS, SIZE // 8, SIZE // 8)
+
+
+def test_zero_terminal_snr(base: Path) -> None:
+    plain, backbone = load_backbone(base), load_backbone(base, zero_terminal_snr=True)
+    betas = DDIMScheduler.from_pretrained(base, subfolder="scheduler").betas
+    expected = (1 - rescale_zero_terminal_snr(betas)).cumprod(0)
+    assert backbone.alphas_cumprod[-1] == 0 < plain.alphas_cumprod[-1]
+    assert_close(backbone.alphas_cumprod, expected, rtol=1e-4, atol=1e-6)
+    # Sampling sees the same schedule.
+    sampled = DDIMScheduler.from_config(backbone.scheduler_config)
+    assert_close(backbone.alphas_cumprod, sampled.alphas_cumprod, rtol=1e-4, atol=1e-6)
+    assert not plain.scheduler_config["rescale_betas_zero_snr"]
+
+
+def test_first_layer_std(base: Path) -> None:
+    backbone, x_t = load_backbone(base), torch.randn(LATENTS)
+    ids = torch.randint(0, 3, (2, SIZE, SIZE), dtype=torch.uint8)
+    segments = Segments(ids, torch.randn(2, 2, EMBED_DIM), torch.ones(2, 2, dtype=torch.bool))
+    conv = backbone.unet.conv_in
+    old, new = conv.weight.split([CHANNELS, EMBED_DIM], dim=1)
+    st = st_map(segments, (LATENT_SIZE, LATENT_SIZE))
+    base_std, st_std = backbone.first_layer_std(x_t, segments)
+    assert_close(base_std, nn.functional.conv2d(x_t, old, conv.bias, padding=1).std())
+    assert_close(st_std, nn.functional.conv2d(st, new, padding=1).std())
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_gradients_do_not_depend_on_layout_and_checkpointing(
+    base: Path, gradient_checkpointing: bool
+) -> None:
+    gradients = []
+    ids = torch.randint(0, 3, (2, SIZE, SIZE), dtype=torch.uint8)
+    embeds, valid = torch.randn(2, 2, EMBED_DIM), torch.ones(2, 2, dtype=torch.bool)
+    text, x_t = torch.randn(2, MAX_LENGTH, WIDTH), torch.randn(LATENTS)
+    options = {"channels_last": True, "gradient_checkpointing": gradient_checkpointing}
+    for given in ({"channels_last": False}, options):
+        torch.manual_seed(0)
+        backbone = load_backbone(base, **given).train()
+        conditions = Conditions(text, Segments(ids, embeds, valid))
+        backbone.denoise(x_t, torch.tensor([3, 700]), conditions).square().mean().backward()
+        gradients.append({name: p.grad for name, p in backbone.named_parameters()})
+    assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-6)
+    assert gradients[0]["unet.conv_in.weight"][:, CHANNELS:].abs().max() > 1e-4
