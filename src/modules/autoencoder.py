@@ -18,6 +18,9 @@ class Autoencoder(TrainedModule):
 
     No perceptual or adversarial term: those need weights or a second network, and this is for
     small worlds. `kl_weight` 1e-4 per element is our choice.
+
+    With `decoder_of`, a folder in the diffusers layout, the decoder of its autoencoder is trained
+    further and the latents stay what they are, so a diffusion model on them does not notice.
     """
 
     def __init__(
@@ -27,10 +30,18 @@ class Autoencoder(TrainedModule):
         optimizer: MakeOptimizer,
         lr_scheduler: MakeScheduler,
         kl_weight: float = 1e-4,
+        decoder_of: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
-        self.model = AutoencoderKL(**model)
+        self.fixed_latents = decoder_of is not None
+        if decoder_of is None:
+            self.model = AutoencoderKL(**model)
+        else:
+            self.model = AutoencoderKL.from_pretrained(
+                decoder_of, subfolder="vae", torch_dtype=torch.float32
+            )
+            self.model.requires_grad_(False).decoder.requires_grad_(True)
         self.model.to(memory_format=torch.channels_last)
         self.kl_weight, self.seed = kl_weight, seed
 
@@ -58,7 +69,8 @@ class Autoencoder(TrainedModule):
     @torch.no_grad()
     def save_pretrained(self, folder: Path, batches: list[dict[str, Any]]) -> None:
         """Write vae/ in the diffusers layout, with latents of unit deviation over `batches`."""
-        latents = [self.model.encode(batch["image"]).latent_dist.sample() for batch in batches]
-        scale = 1 / torch.cat(latents).float().std().item()
-        self.model.register_to_config(scaling_factor=scale)
+        if not self.fixed_latents:
+            latents = [self.model.encode(batch["image"]).latent_dist.sample() for batch in batches]
+            scale = 1 / torch.cat(latents).float().std().item()
+            self.model.register_to_config(scaling_factor=scale)
         self.model.save_pretrained(folder / "vae")

@@ -132,7 +132,6 @@ def test_without_new_weights_it_is_stable_diffusion(
 def test_appended_texts_are_a_longer_prompt(model: SpaText) -> None:
     longer = ("a red circle, a blue sea, two dogs", "a yellow star", PROMPTS[2])
     assert_close(paint(model), paint(model, prompts=longer, append_texts=False))
-    # The first prompt is cut after its first local text, so the second says more.
     plain = paint(model, append_texts=False)
     assert (paint(model) - plain).abs().amax(dim=(1, 2, 3))[:2].min() > 1e-3
     assert torch.equal(paint(model)[2], plain[2])
@@ -172,9 +171,11 @@ def test_full_guidance_is_the_sum_of_its_parts(model: SpaText) -> None:
         generate(model, PROMPTS, IDS, LOCAL, SEEDS, options, lambda _, x: latents.append(x))
         return latents[0]
 
-    null, text, segments = (last("full", text=s, segments=r) for s, r in ((0, 0), (1, 0), (0, 1)))
+    null, text, segments = (
+        last("full", text=s, segments=r) for s, r in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0))
+    )
     expected = null + 3 * (text - null) + 2 * (segments - null)
-    assert_close(last("full", text=3, segments=2), expected, rtol=1e-3, atol=1e-3)
+    assert_close(last("full", text=3.0, segments=2.0), expected, rtol=1e-3, atol=1e-3)
     assert (text - null).abs().mean() > 1e-2 < (segments - null).abs().mean()
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from ..functional.conditions import Conditions
@@ -19,7 +19,7 @@ class Backbone(Protocol):
     Ranges and shapes, stated here once:
         image       [b, 3, h, w], RGB in [-1, 1]
         x_0, x_t    [b, c, h / factor, w / factor], about unit variance
-        t           [b], integers in [0, num_train_timesteps)
+        t           [b], in [0, num_train_timesteps): integers, or floats from samplers over sigma
         prediction  like x_t, of the kind named by `prediction_type`
     """
 
@@ -50,7 +50,7 @@ class Backbone(Protocol):
     def denoise(
         self,
         x_t: Float[Tensor, "b c i j"],
-        t: Int[Tensor, " b"],
+        t: Real[Tensor, " b"],
         conditions: Conditions,
     ) -> Float[Tensor, "b c i j"]:
         """The network's prediction at step t."""

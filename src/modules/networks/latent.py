@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -152,7 +152,7 @@ class LatentBackbone(HoldsFrozen, Backbone):
     def denoise(
         self,
         x_t: Float[Tensor, "b c i j"],
-        t: Int[Tensor, " b"],
+        t: Real[Tensor, " b"],
         conditions: Conditions,
     ) -> Float[Tensor, "b c i j"]:
         with self.unet.conv_in.painting(conditions.segments):
