@@ -17,15 +17,21 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from open_clip.model import set_model_preprocess_cfg
 from open_clip.push_to_hf_hub import save_for_hf
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from spatext.datamodules.loaders import TrainingLoader
+from spatext.datamodules.order import GlobalBatchSampler
+from spatext.modules.functional.random import Purpose, normal
 from spatext.modules.networks.clip import Clip
+from spatext.modules.networks.frozen import Frozen, HoldsFrozen
 from spatext.modules.networks.latent import LatentBackbone
 from spatext.modules.networks.priors import LinearPrior, save_linear_prior
 from spatext.modules.networks.text_tower import train_tokenizer
 from spatext.modules.optim import WarmupLR, adamw
 from spatext.modules.spatext import LatentSpaText
+from spatext.modules.training import TrainedModule
 
 TEXTS = ("a red circle", "a blue sea", "a yellow star above a green square", "two dogs")
 SIZE, CHANNELS, LATENT_SIZE, EMBED_DIM, NUM_SEGMENTS = 16, 4, 8, 8, 3
@@ -179,18 +185,72 @@ def make_batch(*indices: int) -> dict[str, Any]:
 
 
 class Samples(Dataset[dict[str, Any]]):
+    """Asked for by number, or by (place in the stream, number) as the training stream does."""
+
     def __init__(self, num_samples: int) -> None:
         self.num_samples = num_samples
 
     def __len__(self) -> int:
         return self.num_samples
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return make_sample(index)
+    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
+        index, number = item if isinstance(item, tuple) else (item, item)
+        return make_sample(number) | {"index": torch.tensor(index)}
 
 
 def make_loader(num_samples: int, batch_size: int = 2) -> DataLoader[dict[str, Any]]:
     return DataLoader(Samples(num_samples), batch_size, collate_fn=collate)
+
+
+class TinyData(pl.LightningDataModule):
+    """Four batches of two an epoch; resumed exactly, by the project's own loader."""
+
+    def __init__(self, num_val: int = 0) -> None:
+        super().__init__()
+        self.num_val = num_val
+        self.restored: dict[str, Any] = {}
+        self.loader: TrainingLoader | None = None
+
+    def train_dataloader(self) -> TrainingLoader:
+        self.loader = TrainingLoader(
+            Samples(8),
+            batch_sampler=GlobalBatchSampler(8, 2),
+            collate_fn=lambda samples: collate(samples) | {"bad": []},
+        )
+        if self.restored:
+            self.loader.load_state_dict(self.restored)
+        return self.loader
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
+        return make_loader(self.num_val) if self.num_val else []
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.loader.state_dict() if self.loader else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.restored = state_dict
+
+
+class TinyModule(HoldsFrozen, TrainedModule):
+    """A student of a frozen teacher, with addressed noise: all that callbacks care about."""
+
+    def __init__(self) -> None:
+        super().__init__(OPTIMIZER, LR_SCHEDULER)
+        self.layer = nn.Linear(4, 3)
+        teacher = nn.Linear(4, 3)
+        nn.init.eye_(teacher.weight)
+        nn.init.ones_(teacher.bias)
+        self.teacher = Frozen(teacher)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        return self.loss(batch, batch["image"].flatten(1)[:, :4])
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        return self.loss(batch, batch["image"].flatten(1)[:, :4])
+
+    def loss(self, batch: dict[str, Any], x: Tensor) -> Tensor:
+        noise = normal(0, Purpose.NOISE, batch["index"], (4,))
+        return (self.layer(x + noise) - self.teacher.net(x)).square().mean()
 
 
 def make_trainer(folder: Path, **options: Any) -> pl.Trainer:

@@ -6,8 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError)
+USER_ERRORS = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    FloatingPointError,
+    MisconfigurationException,
+)
 
 
 @contextmanager
@@ -33,3 +41,17 @@ def root_cause(error: BaseException) -> BaseException:
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def check_complete(config: DictConfig) -> None:
+    """Name all options that are still `???`, before anything is built."""
+    if missing := list(missing_options(OmegaConf.to_container(config))):
+        raise ValueError(f"missing {', '.join(missing)}: expected {missing[0]}=VALUE")
+
+
+def missing_options(node: object, path: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from missing_options(value, f"{path}.{key}" if path else str(key))
+    elif node == "???":
+        yield path

@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from spatext.modules.spatext import SpaText, check_embeddings
 
@@ -21,16 +24,8 @@ def load_model(
     is not a SpaText checkpoint or does not fit the configured model.
     """
     path = Path(checkpoint)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"checkpoint={path}: no such file, expected a .ckpt of spatext-train"
-        )
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if "config" not in state or "state_dict" not in state:
-        raise ValueError(f"checkpoint={path}: found no config in it, expected one of spatext-train")
-    config = OmegaConf.merge(
-        OmegaConf.create(state["config"]), OmegaConf.from_dotlist([*overrides])
-    )
+    state = read_checkpoint(path, "checkpoint")
+    config = override(OmegaConf.create(state["config"]), overrides)
     model = instantiate(config.module, _convert_="all")
     if not isinstance(model, SpaText):
         found = type(model).__name__
@@ -38,6 +33,38 @@ def load_model(
     check_weights(path, state, model)
     model.load_state_dict(state["state_dict"])
     return model.eval().requires_grad_(False).to(device)
+
+
+def read_checkpoint(path: Path, option: str) -> dict[str, Any]:
+    """The content of a checkpoint of spatext-train; its tensors stay on disk until they are used.
+
+    FileNotFoundError or ValueError, which name `option`, for any other file and for a cut one.
+    """
+    expected = "expected a .ckpt of spatext-train"
+    if not path.is_file():
+        raise FileNotFoundError(f"{option}={path}: no such file, {expected}")
+    if not is_zipfile(path):
+        raise ValueError(f"{option}={path}: found no checkpoint or a cut one, {expected}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, UnpicklingError):
+        raise ValueError(f"{option}={path}: found an unreadable file, {expected}") from None
+    if not isinstance(state, dict) or not {"config", "state_dict"} <= state.keys():
+        raise ValueError(f"{option}={path}: found no configuration in it, {expected}")
+    return state
+
+
+def override(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """`config` with dotted `key=value` assignments; ValueError for a key that it does not have."""
+    OmegaConf.set_struct(config, True)
+    try:
+        config.merge_with_dotlist([*overrides])
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"overrides={list(overrides)}: {reason}, expected keys of the configuration in it"
+        ) from None
+    return config
 
 
 def check_weights(path: Path, state: dict[str, Any], model: SpaText) -> None:
@@ -59,5 +86,8 @@ def check_weights(path: Path, state: dict[str, Any], model: SpaText) -> None:
 
 
 def pick_device(device: str) -> str:
-    """ "auto": the GPU if there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    """ "auto": the GPU if there is one. ValueError for a GPU where there is none."""
+    found = torch.cuda.is_available()
+    if device.startswith("cuda") and not found:
+        raise ValueError(f"device={device}: found no GPU, expected auto or cpu")
+    return ("cuda" if found else "cpu") if device == "auto" else device

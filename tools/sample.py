@@ -12,18 +12,20 @@ from tqdm import tqdm
 from spatext.callbacks.images import paint_scene
 from spatext.datamodules.drawing import enlarge, grid, overlay, save_png
 from spatext.datamodules.scenes import Scene, load_scenes
-from spatext.modules.generate import Sampling
+from spatext.modules.generate import Sampling, make_scheduler
 from spatext.modules.spatext import SpaText
-from spatext.tools.console import one_line_errors
+from spatext.tools.console import check_complete, one_line_errors
 from spatext.tools.loading import load_model, pick_device
 
 
 def sample_scenes(cfg: DictConfig) -> list[Path]:
     """Write <scene>-<seed>.png, <scene>-layout.png and <scene>.png, a row of all, per scene."""
+    check_complete(cfg)
     scenes = load_scenes(
         OmegaConf.to_container(cfg.scene) if isinstance(cfg.scene, ListConfig) else str(cfg.scene)
     )
     sampling: Sampling = instantiate(cfg.sampling, _convert_="all")
+    make_scheduler(sampling, {})  # a wrong name is told before the model is loaded
     if cfg.num_images < 1:
         raise ValueError(f"num_images={cfg.num_images}: expected at least 1")
     if cfg.num_threads:

@@ -37,6 +37,7 @@ class Ema(WeightAveraging):
         if not 0 <= decay < 1:
             raise ValueError(f"callbacks.ema.decay: found {decay}, expected 0 <= decay < 1")
         self.average = Average(decay)
+        self.last_weights: dict[str, Tensor] | None = None
         super().__init__(use_buffers=False, multi_avg_fn=self.average)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
@@ -53,3 +54,20 @@ class Ema(WeightAveraging):
         # A function of the step alone, so a resumed run needs no state and a GPU is not asked.
         self.average.step = trainer.global_step
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # The average now replaces them, but ModelCheckpoint may write its last file after this.
+        weights = pl_module.state_dict().items()
+        self.last_weights = {name: value.to("cpu", copy=True) for name, value in weights}
+        super().on_train_end(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self.last_weights is not None:
+            checkpoint["current_model_state"] = self.last_weights
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.last_weights = None
+        super().setup(trainer, pl_module, stage)

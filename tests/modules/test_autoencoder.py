@@ -65,6 +65,8 @@ def test_the_peak_signal_to_noise_ratio() -> None:
 
 def test_the_folder_loads_with_latents_of_unit_deviation(tmp_path: Path) -> None:
     module = make_module().eval()
+    with torch.no_grad():
+        module.model.quant_conv.weight[:CHANNELS] *= 4
     batches = [make_batch(*range(8)), make_batch(*range(8, 16))]
     module.save_pretrained(tmp_path, batches)
     vae = AutoencoderKL.from_pretrained(tmp_path, subfolder="vae")
@@ -74,4 +76,4 @@ def test_the_folder_loads_with_latents_of_unit_deviation(tmp_path: Path) -> None
     assert_close(vae.decode(x).sample, module.model.decode(x).sample, rtol=1e-4, atol=1e-5)
     latents = torch.cat([vae.encode(batch["image"]).latent_dist.sample() for batch in batches])
     assert abs(latents.std() * vae.config.scaling_factor - 1) < 0.05
-    assert abs(latents.std() - 1) > 0.1
+    assert latents.std() > 1.5

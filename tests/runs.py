@@ -1,0 +1,84 @@
+"""Runs of the real commands on tiny models and a small shapes world, composed as users do it."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
+
+from spatext.tools.shapes import Plan, write_shapes
+from spatext.tools.train import train
+from tiny import EMBED_DIM, SIZE, write_base
+
+NUM_TRAIN, NUM_VAL = 16, 8
+
+
+def make_workspace(folder: Path) -> Path:
+    """`folder` with base/ (see tiny.py) and shards of 32 x 32 shapes in train/ and val/."""
+    write_base(folder / "base")
+    for split, num in (("train", NUM_TRAIN), ("val", NUM_VAL)):
+        write_shapes(folder / split, Plan(split, num, 0, 32, samples_per_shard=8))
+    return folder
+
+
+def shared(workspace: Path, run_dir: Path) -> list[str]:
+    """Overrides that bring any experiment to the workspace and to the size of its models."""
+    return [
+        f"run_dir={run_dir}",
+        "num_threads=1",  # all that these sizes can use
+        f"datamodule.shards={workspace / 'train'}",
+        f"datamodule.val_shards={workspace / 'val'}",
+        f"datamodule.image_size={SIZE}",
+        f"datamodule.crop_size={SIZE}",
+        "datamodule.batch_size=4",
+        "datamodule.num_workers=0",
+        "module.lr_scheduler.warmup_steps=2",
+        "callbacks.progress.refresh_rate=0",
+    ]
+
+
+def latent(workspace: Path, run_dir: Path, *overrides: str) -> list[str]:
+    """The demo's experiment on the workspace."""
+    return [
+        "experiment=demo_latent",
+        f"base={workspace / 'base'}",
+        f"module.backbone.embed_dim={EMBED_DIM}",
+        *shared(workspace, run_dir),
+        *overrides,
+    ]
+
+
+def compose_config(name: str, overrides: list[str]) -> DictConfig:
+    with initialize_config_module("spatext.conf", version_base="1.3"):
+        return compose(name, overrides=overrides)
+
+
+def run(overrides: list[str]) -> dict[str, Any]:
+    return fit(compose_config("train", overrides))
+
+
+def fit(config: DictConfig) -> dict[str, Any]:
+    num_threads = torch.get_num_threads()
+    try:
+        return train(config)
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def load_last(run_dir: Path) -> dict[str, Any]:
+    """Nothing in it needs to be unpickled."""
+    return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def read_metrics(run_dir: Path, name: str = "metrics.csv") -> dict[str, dict[int, float]]:
+    """{metric: {step: value}} of the run's log."""
+    metrics: dict[str, dict[int, float]] = {}
+    with (run_dir / "logs" / name).open() as file:
+        for row in csv.DictReader(file):
+            step = int(row.pop("step"))
+            for metric, value in row.items():
+                if value:
+                    metrics.setdefault(metric, {})[step] = float(value)
+    return metrics
