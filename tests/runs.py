@@ -1,12 +1,15 @@
 """Runs of the real commands on tiny models and a small shapes world, composed as users do it."""
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
+from pytorch_lightning.callbacks import Callback
 
 from spatext.tools.shapes import Plan, write_shapes
 from spatext.tools.train import train
@@ -43,6 +46,8 @@ def latent(workspace: Path, run_dir: Path, *overrides: str) -> list[str]:
     """The demo's experiment on the workspace."""
     return [
         "experiment=demo_latent",
+        "trainer=cpu",  # one process, where the demo has two
+        "trainer.precision=32-true",
         f"base={workspace / 'base'}",
         f"module.backbone.embed_dim={EMBED_DIM}",
         *shared(workspace, run_dir),
@@ -82,3 +87,20 @@ def read_metrics(run_dir: Path, name: str = "metrics.csv") -> dict[str, dict[int
                 if value:
                     metrics.setdefault(metric, {})[step] = float(value)
     return metrics
+
+
+class Witness(Callback):
+    """Writes the samples that this process trained on, batch by batch: witness-RANK.json."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.seen: list[dict[str, Any]] = []
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        self.seen.append({"key": batch["key"], "index": batch["index"].tolist()})
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        path = self.folder / f"witness-{trainer.global_rank}.json"
+        path.write_text(json.dumps(self.seen))

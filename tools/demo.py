@@ -75,7 +75,7 @@ def stages(out: Path, *, from_scratch: bool = False) -> list[Stage]:
 
     def drawing(split: str, num: int) -> Stage:
         folder = out / f"shapes-{split}"
-        arguments = (str(folder), "--num", str(num), "--split", split)
+        arguments = (str(folder), "--num", str(num), "--split", split, "--workers", "2")
         return Stage(folder.name, "shapes", arguments, folder)
 
     tokenizer = base / "tokenizer"
@@ -100,6 +100,7 @@ def stages(out: Path, *, from_scratch: bool = False) -> list[Stage]:
             f"module.backbone.path={base}",
             f"callbacks.export.folder={base}",
         ),
+        training("shapes_decoder", f"module.decoder_of={base}", f"callbacks.export.folder={base}"),
     ]
     return [
         drawing("train", NUM_TRAIN),

@@ -95,7 +95,9 @@ def sample_layouts(
         ids = torch.from_numpy(np.stack([layout.ids for layout in part]))
         prompts, texts = [layout.prompt for layout in part], [layout.texts for layout in part]
         batch_seeds = seeds[start : start + BATCH_SIZE]
-        images += to_pixels(generate(model, prompts, ids, texts, batch_seeds, sampling)).numpy()
+        images.extend(
+            to_pixels(generate(model, prompts, ids, texts, batch_seeds, sampling)).numpy()
+        )
     return images
 
 

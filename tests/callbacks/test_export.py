@@ -5,6 +5,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from spatext.callbacks.ema import Ema
@@ -88,3 +89,22 @@ def test_an_autoencoder_is_exported_as_it_validates(tmp_path: Path) -> None:
     vae = AutoencoderKL.from_pretrained(tmp_path / "base", subfolder="vae")
     assert_close(dict(vae.state_dict()), dict(module.model.state_dict()), rtol=0, atol=0)
     assert vae.config.scaling_factor == module.model.config.scaling_factor
+
+
+def test_half_files_hold_the_rounded_weights(tmp_path: Path) -> None:
+    parts = ("half", "whole")
+    for part in parts:
+        (tmp_path / part).mkdir()
+    vae = make_vae()
+    module = Exported()
+    module.save_pretrained = lambda folder, _: vae.save_pretrained(folder / "vae")
+    for part in parts:
+        export = Export(str(tmp_path / part), 1, half=part == "half")
+        make_trainer(tmp_path, max_steps=1, callbacks=[export]).fit(module, TinyData())
+    half, whole = (
+        load_file(tmp_path / part / "vae" / "diffusion_pytorch_model.safetensors") for part in parts
+    )
+    assert {value.dtype for value in half.values()} == {torch.float16}
+    assert_close(half, {name: value.half() for name, value in whole.items()}, rtol=0, atol=0)
+    loaded = AutoencoderKL.from_pretrained(tmp_path / "half", subfolder="vae")
+    assert_close(dict(loaded.state_dict()), dict(vae.state_dict()), rtol=1e-3, atol=1e-4)

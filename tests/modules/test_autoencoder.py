@@ -66,7 +66,7 @@ def test_the_peak_signal_to_noise_ratio() -> None:
 def test_the_folder_loads_with_latents_of_unit_deviation(tmp_path: Path) -> None:
     module = make_module().eval()
     with torch.no_grad():
-        module.model.quant_conv.weight[:CHANNELS] *= 4
+        module.model.quant_conv.weight[:CHANNELS] *= 20
     batches = [make_batch(*range(8)), make_batch(*range(8, 16))]
     module.save_pretrained(tmp_path, batches)
     vae = AutoencoderKL.from_pretrained(tmp_path, subfolder="vae")
@@ -77,3 +77,21 @@ def test_the_folder_loads_with_latents_of_unit_deviation(tmp_path: Path) -> None
     latents = torch.cat([vae.encode(batch["image"]).latent_dist.sample() for batch in batches])
     assert abs(latents.std() * vae.config.scaling_factor - 1) < 0.05
     assert latents.std() > 1.5
+
+
+def test_a_decoder_is_trained_further_on_the_same_latents(base: Path, tmp_path: Path) -> None:
+    given = AutoencoderKL.from_pretrained(base, subfolder="vae")
+    options = {"optimizer": OPTIMIZER, "lr_scheduler": LR_SCHEDULER, "decoder_of": str(base)}
+    module, batch = Autoencoder({}, **options), make_batch(*range(4))
+    optimizer = module.configure_optimizers()["optimizer"]
+    for _ in range(2):
+        optimizer.zero_grad()
+        module.training_step(batch, 0).backward()
+        optimizer.step()
+    module.eval().save_pretrained(tmp_path, [batch])
+    vae = AutoencoderKL.from_pretrained(tmp_path, subfolder="vae")
+    assert vae.config.scaling_factor == given.config.scaling_factor
+    image, x = batch["image"], torch.randn(2, *SHAPE)
+    found, expected = (m.encode(image).latent_dist.parameters for m in (vae, given))
+    assert_close(found, expected)
+    assert (vae.decode(x).sample - given.decode(x).sample).abs().mean() > 1e-3

@@ -57,6 +57,28 @@ def test_a_folder_loads_with_its_own_weights(base: Path) -> None:
     assert backbone.scheduler_config["set_alpha_to_one"] is False
 
 
+def test_half_files_are_loaded_as_float32(base: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(base, tmp_path / "base")
+    loaded = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    for part, kind in loaded.items():
+        kind.from_pretrained(base, subfolder=part).half().save_pretrained(folder / part)
+    backbone, full = load_backbone(folder), load_backbone(base)
+    for part in (backbone.unet, backbone.vae.net, backbone.text_encoder.net):
+        assert {p.dtype for p in part.parameters()} == {torch.float32}
+    image = images()
+    assert_close(backbone.encode(image), full.encode(image), rtol=0.02, atol=0.02)
+    assert not torch.equal(backbone.encode(image), full.encode(image))
+
+
+def test_without_embeddings_it_is_the_base_model(base: Path) -> None:
+    backbone = LatentBackbone.from_pretrained(str(base), embed_dim=0, channels_last=False)
+    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
+    assert_close(dict(backbone.unet.state_dict()), dict(unet.state_dict()), rtol=0, atol=0)
+    x_t, t, text = torch.randn(LATENTS), torch.tensor([3, 700]), torch.randn(2, MAX_LENGTH, WIDTH)
+    found = backbone.denoise(x_t, t, Conditions(text, Segments.null(2, 1, 0, (1, 1))))
+    assert torch.equal(found, unet(x_t, t, text).sample)
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_the_prediction_type_is_that_of_the_scheduler(
     base: Path, tmp_path: Path, prediction_type: str
@@ -153,7 +175,10 @@ def test_text_states_are_those_of_transformers(base: Path) -> None:
         rows.append([start, *ids, *[end] * (MAX_LENGTH - 1 - len(ids))])
     expected = encoder(torch.tensor(rows)).last_hidden_state
     assert expected.shape == (3, MAX_LENGTH, WIDTH)
-    assert_close(load_backbone(base).embed_text([TEXTS[0], LONG, ""]), expected)
+    backbone = load_backbone(base)
+    assert_close(backbone.embed_text([TEXTS[0], LONG, ""]), expected)
+    # A short text alone is padded too: attention sees the padding.
+    assert_close(backbone.embed_text([""]), expected[2:])
 
 
 def test_only_the_unet_is_owned(base: Path) -> None:
@@ -249,6 +274,8 @@ def test_gradients_do_not_depend_on_layout_and_checkpointing(
     for given in ({"channels_last": False}, options):
         torch.manual_seed(0)
         backbone = load_backbone(base, **given).train()
+        weight = backbone.unet.conv_out.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) is given["channels_last"]
         conditions = Conditions(text, Segments(ids, embeds, valid))
         backbone.denoise(x_t, torch.tensor([3, 700]), conditions).square().mean().backward()
         gradients.append({name: p.grad for name, p in backbone.named_parameters()})

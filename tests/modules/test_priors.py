@@ -61,11 +61,20 @@ def test_a_file_holds_the_prior(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     prior = LinearPrior(path)
     assert isinstance(prior, Prior)
-    assert_close(prior(x.float()), x.float() @ state["weight"] + state["bias"], rtol=0, atol=0)
+    assert_close(prior(x.float()), x.float() @ state["weight"] + state["bias"])
     assert prior.state_dict() == {}
     assert prior.to(torch.float64)(x).dtype == torch.float64
-    save_linear_prior(path, {name: value.mT + 1 for name, value in state.items()})
-    assert_close(LinearPrior(path).weight, state["weight"].mT + 1, rtol=0, atol=0)
+    save_linear_prior(path, {"weight": state["weight"].mT, "bias": state["bias"] + 1})
+    assert_close(LinearPrior(path).weight, state["weight"].mT, rtol=0, atol=0)
+
+
+def test_a_half_file_is_loaded_as_float32(tmp_path: Path) -> None:
+    path = tmp_path / "prior.safetensors"
+    state = {"weight": torch.randn(4, 4).half(), "bias": torch.randn(4).half()}
+    save_linear_prior(path, state)
+    x = torch.randn(3, 4)
+    expected = x @ state["weight"].float() + state["bias"].float()
+    assert_close(LinearPrior(path)(x), expected)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
