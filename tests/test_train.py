@@ -268,3 +268,10 @@ def test_spatext_starts_from_the_exported_model(
     assert_close(halved({k: started[k] for k in rest}), halved(rest), rtol=0, atol=0)
     x_0 = results["module"].backbone.encode(torch.zeros(1, 3, 2 * LATENT_SIZE, 2 * LATENT_SIZE))
     assert x_0.shape == (1, CHANNELS, LATENT_SIZE, LATENT_SIZE)
+
+
+def test_the_last_step_is_a_checkpoint(workspace: Path, tmp_path: Path) -> None:
+    """Also where it is no multiple of every_n_train_steps."""
+    options = ("trainer.max_steps=3", "callbacks.checkpoint.every_n_train_steps=2")
+    run(latent(workspace, tmp_path, *options))
+    assert load_last(tmp_path)["global_step"] == 3

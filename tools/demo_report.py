@@ -16,7 +16,7 @@ from spatext.tools.provenance import versions, write_text
 from spatext.tools.shapes_judge import judge, shuffled_iou, summary
 from spatext.tools.shapes_world import Layout, heldout_layouts
 
-SAMPLING = Sampling(num_steps=20, scale=2.5)
+SAMPLING = Sampling(num_steps=20, scale=4.0)
 BATCH_SIZE = 32
 GRID_ROWS, GRID_SEEDS = 8, 3
 LAYOUT_SEED = 1000  # of the held-out layouts; training scenes come from another stream

@@ -1,7 +1,7 @@
 """The optimizer and its learning-rate schedule."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 from torch.nn import Parameter
@@ -53,7 +53,7 @@ def adamw(
     *,
     lr: float,
     weight_decay: float = 0.01,
-    betas: tuple[float, float] = (0.9, 0.999),
+    betas: Sequence[float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> AdamW:
     """torch's AdamW, in its fused form on the devices that have one."""

@@ -72,7 +72,10 @@ class SpaText(TextToImage):
         """Log how loudly the freshly drawn weights speak, beside the signal they are added to."""
         x_0 = self.backbone.encode(batch["image"])
         base, added = self.backbone.first_layer_std(x_0, self.conditions(batch).segments)
-        self.log_dict({"step_0/base_preactivation": base, "step_0/st_preactivation": added})
+        values = {"step_0/base_preactivation": base, "step_0/st_preactivation": added}
+        # Straight to the loggers: `log_dict` keeps to log_every_n_steps, which leaves out step 0.
+        for logger in self.loggers:
+            logger.log_metrics({name: value.item() for name, value in values.items()}, step=0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["embeddings"] = self.clip.fingerprint

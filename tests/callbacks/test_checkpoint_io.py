@@ -7,7 +7,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.testing import assert_close
 
 from spatext.callbacks.checkpoint_io import AtomicCheckpointIO
-from tiny import TinyModule, make_loader, make_trainer
+from tiny_runs import TinyModule, make_loader, make_trainer
 
 STATE: dict[str, Any] = {"weights": torch.arange(5.0), "step": 3}
 

@@ -1,5 +1,4 @@
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from spatext.callbacks.ema import Average, Ema
-from tiny import TinyData, TinyModule, load_spatext, make_loader, make_trainer
+from tiny import load_spatext
+from tiny_runs import TinyData, TinyModule, make_loader, make_trainer
 
 DECAY = 0.35  # reached at the fourth step
 
@@ -55,6 +55,7 @@ def fit(
     every: int = 3,
     accumulate: int = 1,
     resume: Path | None = None,
+    ema: Ema | None = None,
 ) -> Weights:
     weights = Weights()
     checkpoint = ModelCheckpoint(
@@ -64,7 +65,7 @@ def fit(
         folder,
         max_steps=max_steps,
         enable_checkpointing=True,
-        callbacks=[Ema(DECAY), weights, checkpoint],
+        callbacks=[ema or Ema(DECAY), weights, checkpoint],
         gradient_clip_val=1.0,
         accumulate_grad_batches=accumulate,
     )
@@ -125,10 +126,10 @@ def test_the_copy_shares_the_frozen_networks(base: Path, tmp_path: Path) -> None
     assert set(ema._average_model.state_dict()) == owned
 
 
-def check_resumed(make: Callable[[], pl.LightningModule], folder: Path) -> None:
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     """Stopped after 3 of 6 steps, in the middle of the first of two epochs."""
-    straight, resumed = folder / "straight", folder / "resumed"
-    model, again = make(), make()
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    model, again = TinyModule(), TinyModule()
     weights = fit(model, straight, 6)
     weights_again = fit(again, resumed, 6, resume=straight / "step=3.ckpt")
     assert_close(weights_again.raw, weights.raw[3:], rtol=0, atol=0)
@@ -136,15 +137,6 @@ def check_resumed(make: Callable[[], pl.LightningModule], folder: Path) -> None:
     found, expected = (load(path, "step=6.ckpt") for path in (resumed, straight))
     for name in ("state_dict", "current_model_state", "averaging_state", "optimizer_states"):
         assert_close(found[name], expected[name], rtol=0, atol=0)
-
-
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
-    check_resumed(TinyModule, tmp_path)
-
-
-def test_a_resumed_run_of_spatext_is_the_uninterrupted_one(base: Path, tmp_path: Path) -> None:
-    rates = {"text": 0.5, "segments": 0.5}
-    check_resumed(lambda: load_spatext(base, drop_rates=rates), tmp_path)
 
 
 def test_a_checkpoint_at_the_very_end_can_be_continued(tmp_path: Path) -> None:
@@ -156,6 +148,14 @@ def test_a_checkpoint_at_the_very_end_can_be_continued(tmp_path: Path) -> None:
     assert checkpoint["global_step"] == 3
     assert_close(dict(checkpoint["state_dict"]), average(weights.raw), rtol=1e-5, atol=1e-6)
     assert_close(dict(checkpoint["current_model_state"]), weights.raw[-1], rtol=0, atol=0)
+
+
+def test_a_second_fit_has_its_own_raw_weights(tmp_path: Path) -> None:
+    model, ema = TinyModule(), Ema(DECAY)
+    fit(model, tmp_path / "first", 3, ema=ema)
+    weights = fit(model, tmp_path / "second", 3, ema=ema)
+    found = load(tmp_path / "second", "step=3.ckpt")["current_model_state"]
+    assert_close(dict(found), weights.raw[-1], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])

@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from spatext.callbacks.ema import Ema
 from spatext.callbacks.export import Export
 from spatext.modules.autoencoder import Autoencoder
-from tiny import CHANNELS, LR_SCHEDULER, OPTIMIZER, TinyData, TinyModule, make_trainer, make_vae
+from tiny import CHANNELS, LR_SCHEDULER, OPTIMIZER, make_vae
+from tiny_runs import TinyData, TinyModule, make_trainer
 
 
 class Exported(TinyModule):

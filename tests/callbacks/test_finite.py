@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from spatext.callbacks.finite import FiniteGuard
-from tiny import TinyModule, make_loader, make_trainer
+from tiny_runs import TinyModule, make_loader, make_trainer
 
 
 class Faulty(TinyModule):
@@ -23,8 +23,10 @@ class Faulty(TinyModule):
         loss = super().training_step(batch, batch_idx)
         if batch_idx != 2 or self.fault is None:
             return loss
-        if self.fault == "loss":
+        if self.fault == "loss and gradient":
             return loss * torch.nan
+        if self.fault == "loss":
+            return loss + torch.nan
         # Its value is 0, its slope is infinite.
         zero = (self.layer.weight - self.layer.weight.detach()).sum()
         return loss + zero.sqrt()
@@ -33,7 +35,11 @@ class Faulty(TinyModule):
 @pytest.mark.parametrize("gradient_clip_val", [None, 1.0])
 @pytest.mark.parametrize(
     ("fault", "found"),
-    [("loss", "loss = nan, gradient norm = nan"), ("gradient", "gradient norm = inf")],
+    [
+        ("loss and gradient", "loss = nan, gradient norm = nan"),
+        ("loss", "loss = nan"),
+        ("gradient", "gradient norm = inf"),
+    ],
 )
 def test_the_step_is_named_and_not_taken(
     tmp_path: Path, fault: str, found: str, gradient_clip_val: float | None

@@ -5,7 +5,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from spatext.callbacks.ema import Ema
 from spatext.callbacks.record import RecordConfig
-from tiny import TinyModule, make_loader, make_trainer
+from tiny_runs import TinyModule, make_loader, make_trainer
 
 CONFIG = {"seed": 3, "module": {"rates": [0.1, None, True], "name": "a"}, "folder": "x/y"}
 

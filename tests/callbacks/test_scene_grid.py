@@ -14,7 +14,8 @@ from spatext.datamodules.drawing import enlarge, grid, overlay
 from spatext.datamodules.scenes import load_scene
 from spatext.modules.generate import Sampling, generate, to_pixels
 from spatext.modules.spatext import SpaText
-from tiny import SIZE, TinyData, load_spatext, make_trainer
+from tiny import SIZE, load_spatext
+from tiny_runs import TinyData, make_trainer
 
 SAMPLING = Sampling(num_steps=2)
 SCENES = {

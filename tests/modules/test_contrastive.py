@@ -13,16 +13,8 @@ from spatext.modules.contrastive import Contrastive, regions
 from spatext.modules.networks.clip import Clip
 from spatext.modules.networks.priors import LinearPrior, fit_linear_prior
 from spatext.modules.networks.text_tower import train_tokenizer
-from tiny import (
-    EMBED_DIM,
-    LR_SCHEDULER,
-    MAX_LENGTH,
-    OPTIMIZER,
-    SIZE,
-    TEXTS,
-    clip_config,
-    make_batch,
-)
+from tiny import EMBED_DIM, LR_SCHEDULER, MAX_LENGTH, OPTIMIZER, SIZE, TEXTS, clip_config
+from tiny_runs import make_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 BATCH = make_batch(*range(8))

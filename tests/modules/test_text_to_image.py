@@ -11,7 +11,8 @@ from spatext.modules.functional.random import Purpose, normal, randint
 from spatext.modules.functional.st import Segments
 from spatext.modules.networks.latent import LatentBackbone
 from spatext.modules.text_to_image import TextToImage
-from tiny import CHANNELS, EMBED_DIM, LATENT_SIZE, LR_SCHEDULER, OPTIMIZER, SIZE, make_batch
+from tiny import CHANNELS, EMBED_DIM, LATENT_SIZE, LR_SCHEDULER, OPTIMIZER, SIZE
+from tiny_runs import make_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from spatext.modules.optim import WarmupLR, adamw
 from spatext.modules.training import TrainedModule
-from tiny import make_trainer
+from tiny_runs import make_trainer
 
 DATA = torch.linspace(-1, 1, 24).view(6, 4)
 
