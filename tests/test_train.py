@@ -63,7 +63,7 @@ def test_loss_of_unseen_scenes_falls(config: DictConfig, results: dict[str, Any]
         judge.validate(module, results["datamodule"], verbose=False)[0]["val/loss"]
         for module in (untrained, results["module"])
     )
-    assert after < 0.9 * before
+    assert 0 < after < 0.9 * before
 
 
 def test_metrics_are_returned_and_logged(config: DictConfig, results: dict[str, Any]) -> None:
@@ -268,10 +268,3 @@ def test_spatext_starts_from_the_exported_model(
     assert_close(halved({k: started[k] for k in rest}), halved(rest), rtol=0, atol=0)
     x_0 = results["module"].backbone.encode(torch.zeros(1, 3, 2 * LATENT_SIZE, 2 * LATENT_SIZE))
     assert x_0.shape == (1, CHANNELS, LATENT_SIZE, LATENT_SIZE)
-
-
-def test_the_last_step_is_a_checkpoint(workspace: Path, tmp_path: Path) -> None:
-    """Also where it is no multiple of every_n_train_steps."""
-    options = ("trainer.max_steps=3", "callbacks.checkpoint.every_n_train_steps=2")
-    run(latent(workspace, tmp_path, *options))
-    assert load_last(tmp_path)["global_step"] == 3

@@ -1,3 +1,4 @@
+import csv
 import shutil
 from pathlib import Path
 from typing import Any
@@ -6,6 +7,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from diffusers import DDPMScheduler
+from pytorch_lightning.loggers import CSVLogger
 from torch.testing import assert_close
 
 from spatext.modules.functional.conditions import Conditions
@@ -190,16 +192,19 @@ def test_validation_does_not_depend_on_the_step(base: Path, tmp_path: Path) -> N
 
 
 def test_the_painting_is_measured_at_the_first_step(base: Path, tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, max_steps=2, limit_val_batches=0)
+    logger = CSVLogger(tmp_path, name="", version="logs")
+    trainer = make_trainer(tmp_path, max_steps=2, limit_val_batches=0, logger=logger)
     model = load_spatext(base, drop_rates=SURE)
     batch = make_batch(0, 1)
     x_0 = model.backbone.encode(batch["image"])
     segments = model.conditions(batch).segments
     expected = [std.item() for std in model.backbone.first_layer_std(x_0, segments)]
     trainer.fit(model, make_loader(4))
-    metrics = trainer.callback_metrics
+    with (tmp_path / "logs" / "metrics.csv").open() as file:
+        first = next(csv.DictReader(file))
+    assert first["step"] == "0"
     names = ("step_0/base_preactivation", "step_0/st_preactivation")
-    assert_close([metrics[name].item() for name in names], expected)
+    assert_close([float(first[name]) for name in names], expected)
 
 
 def test_only_the_unet_receives_gradients(base: Path) -> None:

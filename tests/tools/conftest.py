@@ -12,7 +12,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(workspace: Path) -> Path:
-    """Of a run of one step; weights of the last layer, zero at first, have moved."""
-    options = ("trainer.max_steps=1", "datamodule.val_shards=null", "module.optimizer.lr=0.01")
+    """Of a run of two steps, after which the averaged weights are not the last ones."""
+    options = ("trainer.max_steps=2", "datamodule.val_shards=null", "module.optimizer.lr=0.01")
     run(latent(workspace, workspace / "run", *options))
     return workspace / "run" / "checkpoints" / "last.ckpt"

@@ -342,6 +342,15 @@ def test_our_own_mistakes_keep_their_traceback(
         instantiate({"_target_": "builtins.dict", "_args_": [{}, {}]})
 
 
+def test_a_message_of_many_lines_becomes_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR")
+    with pytest.raises(SystemExit), one_line_errors():
+        raise ValueError("found 1,\n    expected 2\n")
+    assert capsys.readouterr().err == "error: found 1, expected 2\n"
+
+
 def test_full_errors_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(ValueError, match="found 1"), one_line_errors():

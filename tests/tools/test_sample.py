@@ -105,6 +105,8 @@ def test_the_averaged_weights_are_loaded(checkpoint: Path) -> None:
     model = load_model(checkpoint)
     state = load_last(checkpoint.parents[1])
     assert_close(dict(model.state_dict()), dict(state["state_dict"]), rtol=0, atol=0)
+    name = "backbone.unet.conv_out.weight"
+    assert not torch.equal(state["state_dict"][name], state["current_model_state"][name])
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
