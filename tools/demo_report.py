@@ -103,14 +103,10 @@ def sample_layouts(
 
 def score(images: list[UInt8[np.ndarray, "h w 3"]], layouts: list[Layout]) -> dict[str, float]:
     """The judge's summary over all regions, and the IoU with the layouts shifted by one scene."""
-    scores = [
-        region
-        for image, layout in zip(images, layouts, strict=True)
-        for region in judge(
-            image, layout.ids, list(zip(layout.colours, layout.labels, strict=True))
-        )
-    ]
-    shuffled = shuffled_iou(images, [layout.ids for layout in layouts])
+    regions = [list(zip(layout.colours, layout.labels, strict=True)) for layout in layouts]
+    ids = [layout.ids for layout in layouts]
+    scores = [region for args in zip(images, ids, regions, strict=True) for region in judge(*args)]
+    shuffled = shuffled_iou(images, ids, regions)
     return summary(scores) | {"shuffled_iou": shuffled}
 
 

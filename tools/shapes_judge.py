@@ -156,9 +156,12 @@ def judge(
     ids: UInt8[np.ndarray, "rows columns"],
     regions: Sequence[tuple[str, str]],
 ) -> list[RegionScore]:
-    """Scores region k of `ids` (1..len(regions)) by the component that overlaps it most.
+    """Scores region k of `ids` (1..len(regions)) by what lies there; `regions` holds the wanted
+    (colour, shape) of each.
 
-    The component is chosen by place alone; `regions` holds the wanted (colour, shape) of each.
+    Colour and class are those of the component that overlaps the region most, chosen by place
+    alone. The IoU, as the paper's local IoU with a segmentation network, is that of the component
+    *of the wanted colour* that overlaps it most: something else in the right place counts nothing.
     Raises ValueError if image and ids differ in size.
     """
     if image.shape[:2] != ids.shape:
@@ -166,28 +169,36 @@ def judge(
     components = segment(image)
     scores = []
     for k, (colour, shape) in enumerate(regions, start=1):
-        wanted = ids == k
-        best = max(components, key=lambda c: int((c.mask & wanted).sum()), default=None)
-        common = 0 if best is None else int((best.mask & wanted).sum())
-        if best is None or common == 0:
-            scores.append(RegionScore(0.0, False, False, False))
-            continue
-        iou = common / int((best.mask | wanted).sum())
-        colour_ok, class_ok = best.colour == colour, best.shape == shape
+        there = _most_overlap(components, ids == k)
+        wanted = _most_overlap([c for c in components if c.colour == colour], ids == k)
+        iou = _iou(wanted.mask, ids == k) if wanted else 0.0
+        colour_ok = there is not None and there.colour == colour
+        class_ok = there is not None and there.shape == shape
         matched = iou >= LEAST_IOU and colour_ok and class_ok
         scores.append(RegionScore(iou, colour_ok, class_ok, matched))
     return scores
 
 
+def _most_overlap(components: Sequence[Component], region: np.ndarray) -> Component | None:
+    best = max(components, key=lambda c: int((c.mask & region).sum()), default=None)
+    return best if best is not None and (best.mask & region).any() else None
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> float:
+    return int((a & b).sum()) / int((a | b).sum())
+
+
 def shuffled_iou(
-    images: Sequence[UInt8[np.ndarray, "h w 3"]], ids: Sequence[UInt8[np.ndarray, "h w"]]
+    images: Sequence[UInt8[np.ndarray, "h w 3"]],
+    ids: Sequence[UInt8[np.ndarray, "h w"]],
+    regions: Sequence[Sequence[tuple[str, str]]],
 ) -> float:
-    """Mean IoU of each picture with the layout of the next one: what no obedience would score."""
-    others = [*ids[1:], *ids[:1]]
+    """Mean IoU of each picture's own things with the regions of the next layout: what no obedience
+    to places would score."""
     scores = [
         score.iou
-        for image, other in zip(images, others, strict=True)
-        for score in judge(image, other, [("", "")] * int(other.max()))
+        for image, other, things in zip(images, [*ids[1:], *ids[:1]], regions, strict=True)
+        for score in judge(image, other, things[: int(other.max())])
     ]
     return float(np.mean(scores))
 
