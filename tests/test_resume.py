@@ -46,23 +46,27 @@ def assert_equal(found: Any, expected: Any, path: str = "") -> None:
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    ("checkpoint", "overrides"),
     [
         # 16 scenes: an epoch ends after steps 4 and 8; a worker has fetched ahead of the stop.
-        ("datamodule.batch_size=4", "datamodule.num_workers=1"),
-        # After steps 3 and 6: the stop lies between two epochs.
-        ("datamodule.batch_size=5",),
+        ("step-3", ("datamodule.batch_size=4", "datamodule.num_workers=1")),
+        # After steps 3 and 6: saved with the last batch of an epoch,
+        ("step-3", ("datamodule.batch_size=5",)),
+        # and when the epoch is over, as the run is.
+        ("last", ("datamodule.batch_size=5", "callbacks.checkpoint.every_n_train_steps=1000")),
     ],
-    ids=["within an epoch", "between epochs"],
+    ids=["within an epoch", "at its last batch", "between epochs"],
 )
 def test_resumed_equals_uninterrupted(
-    workspace: Path, tmp_path: Path, overrides: tuple[str, ...]
+    workspace: Path, tmp_path: Path, checkpoint: str, overrides: tuple[str, ...]
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train_to(NUM_STEPS, workspace, whole, *overrides)
     train_to(STOPPED_AT, workspace, parts, *overrides)
-    first = load_last(parts)
-    results = train_to(NUM_STEPS, workspace, parts, *overrides)
+    stopped = parts / "checkpoints" / f"{checkpoint}.ckpt"
+    first = torch.load(stopped, weights_only=True)
+    resume = "resume=true" if checkpoint == "last" else f"resume={stopped}"
+    results = train_to(NUM_STEPS, workspace, parts, *overrides, resume)
     assert results["trainer"].global_step == NUM_STEPS
 
     found, expected = load_last(parts), load_last(whole)
@@ -73,21 +77,20 @@ def test_resumed_equals_uninterrupted(
         "averaging_state",
         "optimizer_states",
         "lr_schedulers",
-        "epoch",
-        "PanopticDataModule",
+        "PanopticDataModule",  # the place in the data; Lightning's own count of epochs is not used
     ):
         assert_equal(found[part], expected[part], part)
-        if part not in ("epoch", "averaging_state"):
-            with pytest.raises(AssertionError):  # something has happened between 3 and 6
-                assert_equal(first[part], expected[part], part)
+        with pytest.raises(AssertionError):  # something has happened between 3 and 6
+            assert_equal(first[part], expected[part], part)
 
     losses = read_metrics(whole)["train/loss"]
     assert list(losses) == list(range(NUM_STEPS))
-    # The log of the first part is kept beside that of the second.
-    again = {step: losses[step] for step in range(STOPPED_AT, NUM_STEPS)}
-    assert read_metrics(parts)["train/loss"] == again
-    before = {step: losses[step] for step in range(STOPPED_AT)}
-    assert read_metrics(parts, "metrics-1.csv")["train/loss"] == before
+    # The log of the first part is kept beside that of the second, whose steps Lightning numbers
+    # one too high after a stop at the very end of an epoch.
+    names = ("metrics-1.csv", "metrics.csv")
+    before, after = (read_metrics(parts, name)["train/loss"] for name in names)
+    assert [*before.values(), *after.values()] == list(losses.values())
+    assert list(before) == list(range(STOPPED_AT))
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +131,10 @@ def test_a_checkpoint_of_another_folder_is_continued(
 
 
 def test_without_resume_a_run_starts_afresh(workspace: Path, tmp_path: Path) -> None:
-    train_to(2, workspace, tmp_path)
+    """And what it leaves is its own, in a folder that was used before."""
+    train_to(3, workspace, tmp_path)
     train_to(2, workspace, tmp_path, "resume=false")
     assert list(read_metrics(tmp_path)["train/loss"]) == [0, 1]
+    assert load_last(tmp_path)["global_step"] == 2
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"last.ckpt", "step-3.ckpt"}
