@@ -13,12 +13,13 @@ from typing import Any
 import jaxtyping
 import open_clip
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, PriorTransformer, UNet2DConditionModel
 from open_clip.model import set_model_preprocess_cfg
 from open_clip.push_to_hf_hub import save_for_hf
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from spatext.modules.networks.clip import Clip
+from spatext.modules.networks.clip import Clip, TextFeatures
 from spatext.modules.networks.latent import LatentBackbone
 from spatext.modules.networks.priors import LinearPrior, save_linear_prior
 from spatext.modules.networks.text_tower import train_tokenizer
@@ -108,6 +109,25 @@ def clip_config(vocab_size: int) -> dict[str, Any]:
     }
 
 
+PRIOR = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "num_layers": 2,
+    "embedding_dim": EMBED_DIM,
+    "num_embeddings": MAX_LENGTH,
+}
+
+
+def make_prior_transformer(**config: Any) -> PriorTransformer:
+    """With weights that all matter, and statistics as a trained one has them."""
+    transformer = PriorTransformer(**(PRIOR | config))
+    for name, parameter in transformer.named_parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+        if name == "clip_std":
+            parameter.data = 0.5 + torch.rand_like(parameter)
+    return transformer
+
+
 def write_scheduler(folder: Path, prediction_type: str = "epsilon") -> None:
     """As Stable Diffusion has it: not the class that trains, with options of its own."""
     DDIMScheduler(
@@ -127,7 +147,7 @@ def load_backbone(base: Path, **options: Any) -> LatentBackbone:
 
 def load_spatext(base: Path, *, scale: Any = "raw", **options: Any) -> LatentSpaText:
     """Options of the backbone by their names, the rest are those of SpaText."""
-    names = ("new_weights", "st_conv", "zero_terminal_snr")
+    names = ("new_weights", "st_conv", "st_resize", "zero_terminal_snr")
     backbone = load_backbone(base, **{name: options.pop(name) for name in names if name in options})
     defaults: dict[str, Any] = {
         "optimizer": OPTIMIZER,
@@ -137,9 +157,21 @@ def load_spatext(base: Path, *, scale: Any = "raw", **options: Any) -> LatentSpa
     return LatentSpaText(
         backbone,
         Clip(f"local-dir:{base / 'clip'}", scale=scale),
-        LinearPrior(base / "clip" / "linear_prior.safetensors"),
+        options.pop("prior", None) or LinearPrior(base / "clip" / "linear_prior.safetensors"),
         **(defaults | options),
     )
+
+
+def as_text(embeds: Tensor, length: int = 0) -> TextFeatures:
+    """Text embeddings, with states and masks drawn for them: the end is anywhere."""
+    states = torch.randn(len(embeds), length, embeds.shape[-1], dtype=embeds.dtype)
+    ends = torch.randint(max(length, 1), (len(embeds), 1))
+    return TextFeatures(embeds, states, torch.arange(length) <= ends)
+
+
+def no_seeds(num: int) -> Tensor:
+    """For priors that draw nothing."""
+    return torch.zeros(num, dtype=torch.int64)
 
 
 @contextmanager

@@ -161,6 +161,24 @@ def test_st_is_the_embedding_in_each_cell_and_zero_elsewhere(size: tuple[int, in
                 assert st[b, :, i, j].equal(expected)
 
 
+@pytest.mark.parametrize("size", [(6, 6), (4, 3), (5, 7), (24, 24), (17, 12)])
+def test_st_by_area_is_the_mean_of_the_full_map_over_each_cell(size: tuple[int, int]) -> None:
+    segments = random_segments()
+    segments = Segments(segments.ids, segments.embeds.double(), segments.valid)
+    full = st_map(segments, (12, 12))
+    # Exact for any ratio: copy every pixel until cells hold whole ones, then average.
+    fine = full.repeat_interleave(size[0], 2).repeat_interleave(size[1], 3)
+    expected = torch.nn.functional.avg_pool2d(fine, 12)
+    torch.testing.assert_close(st_map(segments, size, "area"), expected)
+
+
+def test_both_ways_are_one_where_nothing_is_reduced() -> None:
+    segments = random_segments()
+    torch.testing.assert_close(st_map(segments, (12, 12), "area"), st_map(segments, (12, 12)))
+    difference = st_map(segments, (4, 4), "area") - st_map(segments, (4, 4))
+    assert difference.abs().max() > 0.1
+
+
 def test_st_forgets_the_order_of_slots() -> None:
     segments = random_segments()
     order = torch.tensor([2, 0, 3, 1])

@@ -41,11 +41,13 @@ def evaluate(conv, leaves, ids, valid, options) -> list[torch.Tensor]:
     return [y, *torch.autograd.grad(y, list(leaves.values()), torch.randn(y.shape).to(y))]
 
 
+@pytest.mark.parametrize("resize", ["area", "majority"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_factorised_equals_dense_in_value_and_gradient(case, dtype, bias) -> None:
-    arguments = operands(case, dtype, bias)
+def test_factorised_equals_dense_in_value_and_gradient(case, dtype, bias, resize) -> None:
+    *arguments, options = operands(case, dtype, bias)
+    arguments += [options | {"resize": resize}]
     dense = evaluate(dense_st_conv, *arguments)
     factorised = evaluate(factorised_st_conv, *arguments)
     tolerance = 1e-12 if dtype == torch.float64 else 3e-5

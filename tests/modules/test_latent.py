@@ -155,7 +155,7 @@ def test_first_layer_std(base: Path) -> None:
     segments = Segments(ids, torch.randn(2, 2, EMBED_DIM), torch.ones(2, 2, dtype=torch.bool))
     conv = backbone.unet.conv_in
     old, new = conv.weight.split([CHANNELS, EMBED_DIM], dim=1)
-    st = st_map(segments, (LATENT_SIZE, LATENT_SIZE))
+    st = st_map(segments, (LATENT_SIZE, LATENT_SIZE), "area")
     base_std, st_std = backbone.first_layer_std(x_t, segments)
     assert_close(base_std, nn.functional.conv2d(x_t, old, conv.bias, padding=1).std())
     assert_close(st_std, nn.functional.conv2d(st, new, padding=1).std())

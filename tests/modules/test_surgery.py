@@ -96,12 +96,13 @@ def test_null_segments_give_the_base_output(base: Path, st_conv: str) -> None:
     assert (painted - expected).abs().mean() > 1e-2
 
 
-def test_factorised_and_dense_agree_in_value_and_gradient(base: Path) -> None:
+@pytest.mark.parametrize("st_resize", ["area", "majority"])
+def test_factorised_and_dense_agree_in_value_and_gradient(base: Path, st_resize: str) -> None:
     results = {}
     conditions = Conditions(TEXT, draw_segments()).to(dtype=torch.float64)
     for st_conv in ("factorised", "dense"):
         torch.manual_seed(0)
-        backbone = load_backbone(base, st_conv=st_conv).double()
+        backbone = load_backbone(base, st_conv=st_conv, st_resize=st_resize).double()
         prediction = backbone.denoise(X_T.double(), T, conditions)
         prediction.square().mean().backward()
         results[st_conv] = prediction.detach(), backbone.unet.conv_in.weight.grad
@@ -138,6 +139,7 @@ def test_painting_ends_with_its_block_even_by_an_exception() -> None:
     [
         ({"new_weights": "ones"}, "^new_weights: found 'ones', expected .*he.*zero"),
         ({"evaluation": "sparse"}, "^st_conv: found 'sparse', expected .*factorised.*dense"),
+        ({"resize": "cubic"}, "^st_resize: found 'cubic', expected .*area.*majority"),
     ],
 )
 def test_unknown_options_are_named(options: dict[str, str], message: str) -> None:

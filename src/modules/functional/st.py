@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
+
+Resize = Literal["area", "majority"]
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,36 @@ def one_hot(
     return (ids[:, None] == slots[:, None, None]).to(dtype)
 
 
-def st_map(segments: Segments, size: tuple[int, int]) -> Float[Tensor, "b d h w"]:
-    """ST_x[j, k] = CLIP_img(S_i) if [j, k] in S_i, else the zero vector (SpaText, sec. 3.1)."""
-    ids = reduce_ids(segments.ids, segments.valid, size)
-    table = F.pad(segments.embeds.transpose(1, 2), (1, 0))  # column 0: the zero vector
-    cells = ids.flatten(1)[:, None].long().expand(-1, table.shape[1], -1)
-    return table.gather(2, cells).unflatten(2, size)
+def segment_masks(
+    segments: Segments,
+    size: tuple[int, int],
+    resize: Resize = "majority",
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "b k h w"]:
+    """Share of each cell of another grid that each slot's embedding is painted with.
+
+    How the paper resizes ST is not known. "area" averages it over the cell, so that an outline
+    keeps its place to a fraction of a cell and a border cell holds a little of both sides;
+    "majority" gives the cell to one segment alone, by the rules of `reduce_ids`. Both are our
+    choice, and equal where nothing is reduced.
+    """
+    if resize == "majority" or size == tuple(segments.ids.shape[1:]):
+        ids = reduce_ids(segments.ids, segments.valid, size)
+        return one_hot(ids, segments.valid.shape[1], dtype=dtype)
+    areas, total = _cell_areas(segments.ids, segments.valid, size)
+    return (areas / total).to(dtype)
+
+
+def st_map(
+    segments: Segments, size: tuple[int, int], resize: Resize = "majority"
+) -> Float[Tensor, "b d h w"]:
+    """ST_x[j, k] = CLIP_img(S_i) if [j, k] in S_i, else the zero vector (SpaText, sec. 3.1).
+
+    `resize`: on a grid coarser than the segments', see `segment_masks`.
+    """
+    embeds = masked_embeds(segments)
+    masks = segment_masks(segments, size, resize, dtype=embeds.dtype)
+    return torch.einsum("bkhw,bkd->bdhw", masks, embeds)
 
 
 def masked_embeds(segments: Segments) -> Float[Tensor, "b k d"]:

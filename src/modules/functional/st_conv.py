@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .st import Segments, masked_embeds, one_hot, reduce_ids, st_map
+from .st import Resize, Segments, masked_embeds, segment_masks, st_map
 
 
 def dense_st_conv(
@@ -15,12 +15,13 @@ def dense_st_conv(
     bias: Float[Tensor, " c_out"] | None,
     padding: int | tuple[int, int] = 1,
     stride: int | tuple[int, int] = 1,
+    resize: Resize = "majority",
 ) -> Float[Tensor, "b c_out h_out w_out"]:
     """conv2d([x, ST]) with ST built on the grid of x (SpaText, sec. 3.2).
 
     The slice of ST costs 2 d kh kw c_out h_out w_out FLOPs per sample.
     """
-    st = st_map(segments, (x.shape[2], x.shape[3])).to(x.dtype)
+    st = st_map(segments, (x.shape[2], x.shape[3]), resize).to(x.dtype)
     return F.conv2d(torch.cat([x, st], dim=1), weight, bias, stride=stride, padding=padding)
 
 
@@ -31,6 +32,7 @@ def factorised_st_conv(
     bias: Float[Tensor, " c_out"] | None,
     padding: int | tuple[int, int] = 1,
     stride: int | tuple[int, int] = 1,
+    resize: Resize = "majority",
 ) -> Float[Tensor, "b c_out h_out w_out"]:
     """`dense_st_conv` without ST, exact in value and gradient to float tolerance (our derivation).
 
@@ -41,8 +43,7 @@ def factorised_st_conv(
     product, and than a convolution grouped over the batch, whose backward is slow.
     """
     c_in = x.shape[1]
-    ids = reduce_ids(segments.ids, segments.valid, (x.shape[2], x.shape[3]))
-    masks = one_hot(ids, segments.valid.shape[1], dtype=x.dtype)
+    masks = segment_masks(segments, (x.shape[2], x.shape[3]), resize, dtype=x.dtype)
     kernel = (weight.shape[2], weight.shape[3])
     columns = F.unfold(torch.cat([x, masks], dim=1), kernel, padding=padding, stride=stride)
     # split, whose backward is one concatenation: two slices would each pad a gradient of full size.

@@ -13,7 +13,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ..functional.conditions import Conditions
 from ..functional.diffusion import PredictionType, rescale_zero_terminal_snr
 from ..functional.diffusion import alphas_cumprod as cumulate
-from ..functional.st import Segments
+from ..functional.st import Resize, Segments
 from .backbone import Backbone
 from .frozen import Frozen, HoldsFrozen
 from .surgery import Evaluation, NewWeights, widen_conv
@@ -39,6 +39,7 @@ class LatentBackbone(HoldsFrozen, Backbone):
         embed_dim: int,
         new_weights: NewWeights = "he",
         st_conv: Evaluation = "factorised",
+        st_resize: Resize = "area",
         channels_last: bool = True,
         gradient_checkpointing: bool = False,
         zero_terminal_snr: bool = False,
@@ -49,7 +50,11 @@ class LatentBackbone(HoldsFrozen, Backbone):
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.multiple = self.factor * 2 ** (len(unet.config.block_out_channels) - 1)
         unet.conv_in = widen_conv(
-            unet.conv_in, embed_dim, new_weights=new_weights, evaluation=st_conv
+            unet.conv_in,
+            embed_dim,
+            new_weights=new_weights,
+            evaluation=st_conv,
+            resize=st_resize,
         )
         unet.register_to_config(in_channels=self.channels + embed_dim)
         if channels_last:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..functional.st import Segments
+from ..functional.st import Resize, Segments
 from ..functional.st_conv import dense_st_conv, factorised_st_conv
 
 NewWeights = Literal["he", "zero"]
@@ -22,7 +22,8 @@ class StConv2d(nn.Conv2d):
     Its weight is the ordinary [c_out, c_in + d, kh, kw] tensor of the paper's concatenated input
     (SpaText, section 3.3), so checkpoints load and export anywhere. The segments of the batch are
     lent to it for the length of one call by `painting`; without them ST is null.
-    `evaluation` selects the exact factorised form or the dense one.
+    `evaluation` selects the exact factorised form or the dense one, `resize` how segments come to
+    the grid of x_t.
     """
 
     def __init__(
@@ -36,14 +37,17 @@ class StConv2d(nn.Conv2d):
         padding: tuple[int, int] = (1, 1),
         bias: bool = True,
         evaluation: Evaluation = "factorised",
+        resize: Resize = "majority",
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
         if evaluation not in get_args(Evaluation):
             raise ValueError(
                 f"st_conv: found {evaluation!r}, expected one of {get_args(Evaluation)}"
             )
+        if resize not in get_args(Resize):
+            raise ValueError(f"st_resize: found {resize!r}, expected one of {get_args(Resize)}")
         self.st_channels = st_channels
-        self.evaluation = evaluation
+        self.evaluation, self.resize = evaluation, resize
         self._segments: Segments | None = None
 
     @contextmanager
@@ -67,6 +71,7 @@ class StConv2d(nn.Conv2d):
             self.bias,
             padding=self.padding,  # type: ignore[arg-type]
             stride=self.stride,  # type: ignore[arg-type]
+            resize=self.resize,
         )
 
 
@@ -76,6 +81,7 @@ def widen_conv(
     *,
     new_weights: NewWeights = "he",
     evaluation: Evaluation = "factorised",
+    resize: Resize = "majority",
 ) -> StConv2d:
     """`conv` with `st_channels` more inputs: old kernels and bias copied, the new slice drawn.
 
@@ -93,6 +99,7 @@ def widen_conv(
         padding=conv.padding,  # type: ignore[arg-type]
         bias=conv.bias is not None,
         evaluation=evaluation,
+        resize=resize,
     )
     with torch.no_grad():
         wide.weight[:, : conv.in_channels].copy_(conv.weight)
