@@ -3,7 +3,7 @@
 Draws a small world, fine-tunes a tiny text-to-image model into a latent SpaText on it, samples
 held-out layouts and has them judged by a program that shares no code with the model. The tiny
 model comes with the package, as Stable Diffusion comes from a hub; with --from-scratch its parts
-(CLIP, autoencoder, UNet) are trained first, which takes about an hour.
+(CLIP, autoencoder, UNet) are trained first, which takes about two hours.
 
 Each stage is an ordinary command of this package, printed before it runs. A stage that is done is
 not run again, and one that was stopped goes on from its last checkpoint.
@@ -28,7 +28,7 @@ from spatext.tools.console import one_line_errors
 from spatext.tools.demo_report import evaluate, write_report
 from spatext.tools.provenance import write_text
 
-NUM_TRAIN, NUM_VAL = 6000, 256
+NUM_TRAIN, NUM_VAL = 20000, 256
 WEIGHTS = Path(spatext.tools.__file__).parent / "weights" / "shapes"
 
 

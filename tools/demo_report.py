@@ -16,7 +16,7 @@ from spatext.tools.provenance import versions, write_text
 from spatext.tools.shapes_judge import judge, shuffled_iou, summary
 from spatext.tools.shapes_world import Layout, heldout_layouts
 
-SAMPLING = Sampling(num_steps=20, scale=4.0)
+SAMPLING = Sampling("DPMSolverMultistepScheduler", num_steps=25, scale=3.0)
 BATCH_SIZE = 32
 GRID_ROWS, GRID_SEEDS = 8, 3
 LAYOUT_SEED = 1000  # of the held-out layouts; training scenes come from another stream
@@ -125,7 +125,7 @@ def write_report(out: Path, result: Result, seconds: dict[str, float]) -> bool:
             "# Demo report",
             "",
             f"{result.num_layouts} held-out layouts with {result.num_regions} regions, sampled "
-            f"with {SAMPLING.num_steps} {SAMPLING.scheduler} steps, fast guidance at "
+            f"in {SAMPLING.num_steps} steps of {SAMPLING.scheduler}, fast guidance at "
             f"{SAMPLING.scale:g}; judged by colour and outline, without the model.",
             "",
             "| measure | found | wanted | true drawings | met |",

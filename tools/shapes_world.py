@@ -219,11 +219,11 @@ def draw_scene(seed: int, split: str, index: int, size: int = 64) -> Scene:
 def heldout_layouts(
     seed: int, num: int, size: int = 64, num_regions: tuple[int, ...] = (2, 3)
 ) -> list[Layout]:
-    """Sampling scenes of split "test": things of different colours, 8 to 17 % of the image each.
+    """Sampling scenes of split "test": things of different colours, 10 to 20 % of the image each.
 
     Hardly any of a thing is hidden (4 % at most), so that what is painted can be told apart.
     """
-    rules = Rules(num_regions, (0.08, 0.17), 0.0, 0.96, repeat=0.0)
+    rules = Rules(num_regions, (0.1, 0.2), 0.0, 0.96, repeat=0.0)
     layouts = []
     for index in range(num):
         scene = _compose(stream(seed, "test", index, purpose=1), size, rules)
