@@ -1,7 +1,8 @@
 """Scenes in, images out."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import diffusers
@@ -9,8 +10,29 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from .functional.guidance import fast_guidance, full_guidance
-from .functional.sampling import initial_noise, sample
+from .functional.conditions import Conditions
+from .functional.guidance import (
+    GuidedDenoise,
+    Scale,
+    fast_guidance,
+    full_guidance,
+    interval_guidance,
+    unguided,
+)
+from .functional.sampling import OnStep, sample
+from .functional.st import reduce_ids
+from .networks.backbone import Backbone
+from .networks.latent import LatentBackbone
+from .painting import (
+    Controls,
+    each_text_once,
+    latent_background,
+    network_dtype,
+    null_conditions,
+    paste,
+    start_noise,
+    strength_map,
+)
 from .spatext import SpaText
 
 Form = Literal["fast", "full"]
@@ -24,6 +46,11 @@ class Sampling:
     calls a step; "full" is eq. 5 with `scales`, one per condition, N + 1 calls. `append_texts`
     appends the local texts to the global prompt, as the paper does at inference. Scheduler and
     `num_steps` are not known from the paper: DDIM with 50 steps is our choice.
+
+    Guidance is on while t / num_train_timesteps lies in `guidance_interval`; elsewhere all
+    conditions speak together without it, in one branch. `vae_tiling` decodes one image and one
+    tile at a time, for sizes that do not fit otherwise; where tiles meet, images differ a little.
+    `compile` compiles the UNet at the first call, which pays off over many of one size.
     """
 
     scheduler: str = "DDIMScheduler"
@@ -32,8 +59,11 @@ class Sampling:
     scale: float = 3.0
     scales: Mapping[str, float] = field(default_factory=lambda: {"text": 3.0, "segments": 3.0})
     rescale: float = 0.0
+    guidance_interval: Sequence[float] = (0.0, 1.0)
     append_texts: bool = True
     scheduler_options: Mapping[str, Any] = field(default_factory=dict)
+    vae_tiling: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.form not in get_args(Form):
@@ -42,6 +72,12 @@ class Sampling:
             )
         if self.num_steps < 1:
             raise ValueError(f"sampling.num_steps: found {self.num_steps}, expected at least 1")
+        low, high = self.guidance_interval
+        if not 0.0 <= low <= high <= 1.0:
+            raise ValueError(
+                f"sampling.guidance_interval: found {low:g} to {high:g}, expected 0 <= lo <= hi <= "
+                "1, in fractions of the training steps"
+            )
 
 
 def make_scheduler(sampling: Sampling, config: Mapping[str, Any]) -> Any:
@@ -68,36 +104,115 @@ def generate(
     texts: Sequence[Sequence[str]],
     seeds: Int64[Tensor, " b"],
     sampling: Sampling,
-    on_step: Callable[[int, Tensor], None] | None = None,
+    on_step: OnStep | None = None,
+    *,
+    controls: Controls | None = None,
 ) -> Float[Tensor, "b 3 h w"]:
     """Sample one image per scene, in [-1, 1].
 
     `texts[i][k - 1]` is the local text of the pixels of scene i with id k; 0 is unpainted. Image i
-    is a function of its own scene and seed, whatever else is in the batch.
+    is a function of its own scene, seed and row of `controls`, whatever else is in the batch.
+    `on_step` is that of `sample`. Latents are float32; the networks run in the model's own dtype.
     """
-    backbone = model.backbone
+    controls = controls or Controls()
+    backbone, dtype = model.backbone, network_dtype(model)
+    scheduler = make_scheduler(sampling, backbone.scheduler_config)
     full_prompts = [
         ", ".join(part for part in [prompt, *(local if sampling.append_texts else ())] if part)
         for prompt, local in zip(prompts, texts, strict=True)
     ]
-    conditions = model.scene_conditions(full_prompts, ids, texts)
-    null = model.null_conditions()
-    if sampling.form == "fast":
-        denoise = fast_guidance(
-            backbone.denoise, conditions, null, sampling.scale, rescale=sampling.rescale
+    with each_text_once(backbone):
+        conditions = model.scene_conditions(full_prompts, ids, texts, seeds).to(dtype=dtype)
+        null = null_conditions(model, controls.negative_prompts).to(dtype=dtype)
+    conditions = on_grid(conditions, backbone.factor)
+    cells = conditions.segments.ids
+    x_T = start_noise(controls, cells, seeds, backbone.channels)
+    with economical(backbone, sampling):
+        x_0 = sample(
+            guide(model, conditions, null, sampling, controls, strength_map(controls, cells)),
+            scheduler,
+            x_T,
+            sampling.num_steps,
+            generators=[torch.Generator(x_T.device).manual_seed(int(seed)) for seed in seeds],
+            background=latent_background(model, controls, x_T),
+            on_step=on_step,
         )
+        return paste(backbone.decode(x_0.to(dtype)), controls)
+
+
+def on_grid(conditions: Conditions, factor: int) -> Conditions:
+    """The ids brought to the grid of the latents once, instead of at every step."""
+    segments = conditions.segments
+    size = (segments.ids.shape[1] // factor, segments.ids.shape[2] // factor)
+    cells = reduce_ids(segments.ids, segments.valid, size)
+    return replace(conditions, segments=replace(segments, ids=cells))
+
+
+def guide(
+    model: SpaText,
+    conditions: Conditions,
+    null: Conditions,
+    sampling: Sampling,
+    controls: Controls,
+    strength: Float[Tensor, "b 1 h w"] | None,
+) -> GuidedDenoise:
+    """The denoiser under the guidance that is asked for; its predictions are float32."""
+    dtype = network_dtype(model)
+    options: dict[str, Any] = {"rescale": sampling.rescale, "strength": strength}
+    scales = asked_scales(sampling, controls, conditions.text.device)
+
+    def denoise(x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
+        return model.backbone.denoise(x_t.to(dtype), t, conditions).float()
+
+    if isinstance(scales, Mapping):
+        guided = full_guidance(denoise, conditions, null, scales, **options)
     else:
-        denoise = full_guidance(
-            backbone.denoise, conditions, null, sampling.scales, rescale=sampling.rescale
-        )
-    height, width = (side // backbone.factor for side in ids.shape[-2:])
-    x_T = initial_noise(seeds.to(model.device), (backbone.channels, height, width))
-    generators = [torch.Generator(model.device).manual_seed(int(seed)) for seed in seeds]
-    scheduler = make_scheduler(sampling, backbone.scheduler_config)
-    x_0 = sample(
-        denoise, scheduler, x_T, sampling.num_steps, generators=generators, on_step=on_step
-    )
-    return backbone.decode(x_0)
+        guided = fast_guidance(denoise, conditions, null, scales, **options)
+        scales = dict.fromkeys(conditions.names, scales)
+    if tuple(sampling.guidance_interval) == (0.0, 1.0):
+        return guided
+    conditional = unguided(denoise, conditions, null, scales)
+    num = len(model.backbone.alphas_cumprod)
+    return interval_guidance(guided, conditional, sampling.guidance_interval, num)
+
+
+def asked_scales(
+    sampling: Sampling, controls: Controls, device: torch.device
+) -> Scale | Mapping[str, Scale]:
+    """One for form "fast", one per condition for "full". ValueError for those of the other form."""
+    scales = controls.scales
+    if scales is None:
+        return sampling.scale if sampling.form == "fast" else sampling.scales
+    if isinstance(scales, Tensor) != (sampling.form == "fast"):
+        found = "one" if isinstance(scales, Tensor) else "one per condition"
+        raise ValueError(f"scales: found {found} per image, expected those of form {sampling.form}")
+    if isinstance(scales, Tensor):
+        return scales.to(device)
+    return {name: scale.to(device) for name, scale in scales.items()}
+
+
+@contextmanager
+def economical(backbone: Backbone, sampling: Sampling) -> Iterator[None]:
+    """Inside the block, what `sampling` asks for to save memory or time.
+
+    A compiled UNet stays compiled: calls without `compile` are faster from then on, too.
+    """
+    if not (sampling.vae_tiling or sampling.compile):
+        yield
+        return
+    if not isinstance(backbone, LatentBackbone):
+        raise ValueError("sampling.vae_tiling, sampling.compile: expected a latent backbone")
+    if sampling.compile:
+        backbone.unet.compile()
+    vae = backbone.vae.net
+    if sampling.vae_tiling:
+        vae.enable_tiling()
+        vae.enable_slicing()
+    try:
+        yield
+    finally:
+        vae.disable_tiling()
+        vae.disable_slicing()
 
 
 def to_pixels(images: Float[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b h w 3"]:

@@ -1,25 +1,28 @@
 """SpaText: a denoiser trained to obey CLIP embeddings painted into segments (CVPR 2023)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
 
 from .functional.conditions import Conditions
+from .functional.random import Purpose, derive_seeds
 from .functional.st import Segments
 from .networks.backbone import Backbone
-from .networks.clip import Clip
+from .networks.clip import Clip, check_embeddings, check_fingerprint
+from .networks.frozen import Frozen, HoldsFrozen
 from .networks.priors import Prior
 from .text_to_image import TextToImage
 
 
-class SpaText(TextToImage):
+class SpaText(HoldsFrozen, TextToImage):
     """A text-to-image model that also sees ST (SpaText, sections 3.1 to 3.3).
 
     The paper drops its conditions independently but at rates that are not known: 0.1 each is our
     choice. `prior` maps the CLIP embeddings of local texts to image embeddings; only sampling
-    uses it. `options` are those of `TextToImage`.
+    uses it, and it is not trained here. `options` are those of `TextToImage`.
     """
 
     def __init__(self, backbone: Backbone, clip: Clip, prior: Prior, **options: Any) -> None:
@@ -29,7 +32,14 @@ class SpaText(TextToImage):
                 f"module.backbone.embed_dim: found {backbone.embed_dim}, expected "
                 f"{clip.embed_dim}, the embedding width of CLIP model {clip.name!r}"
             )
-        self.clip, self.prior = clip, prior
+        assert isinstance(prior, nn.Module)
+        check_fingerprint(getattr(prior, "embeddings", {}), clip.fingerprint, "module.prior")
+        self.clip, self.held_prior = clip, Frozen(prior)
+
+    @property
+    def prior(self) -> Prior:
+        """Held, not owned: it is neither trained nor averaged nor saved with the model."""
+        return self.held_prior.net
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         if self.global_step == 0:
@@ -46,26 +56,39 @@ class SpaText(TextToImage):
         )
 
     def scene_conditions(
-        self, prompts: Sequence[str], ids: Tensor, texts: Sequence[Sequence[str]]
+        self,
+        prompts: Sequence[str],
+        ids: UInt8[Tensor, "b h w"],
+        texts: Sequence[Sequence[str]],
+        seeds: Int64[Tensor, " b"],
     ) -> Conditions:
         """The conditions of painted scenes: local text -> CLIP text -> prior -> ST.
 
-        `ids` is uint8 [b, h, w]; `texts[i][k - 1]` belongs to the pixels of scene i with id k.
+        `texts[i][k - 1]` belongs to the pixels of scene i with id k. What a stochastic prior draws
+        for it is a function of its text, seeds[i] and k.
         """
         num = max(1, max(len(row) for row in texts))
         valid = torch.tensor([[k < len(row) for k in range(num)] for row in texts])
-        flat = [text for row in texts for text in [*row, *[""] * (num - len(row))]]
-        distinct = sorted(set(flat))
-        painted = self.prior(self.clip.embed_texts(distinct))
-        rows = torch.tensor([distinct.index(text) for text in flat], device=painted.device)
-        return Conditions(
-            text=self.backbone.embed_text(prompts),
-            segments=Segments(
-                ids=ids.to(self.device),
-                embeds=painted[rows].unflatten(0, (len(texts), num)),
-                valid=valid.to(self.device),
-            ),
-        )
+        region_seeds = derive_seeds(seeds.cpu(), Purpose.REGION_SEED, num)[valid]
+        drawn = self.draw([text for row in texts for text in row], region_seeds)
+        valid = valid.to(self.device)
+        embeds = drawn.new_zeros(len(texts), num, self.clip.embed_dim)
+        embeds[valid] = drawn
+        segments = Segments(ids=ids.to(self.device), embeds=embeds, valid=valid)
+        return Conditions(text=self.backbone.embed_text(prompts), segments=segments)
+
+    def draw(self, texts: Sequence[str], seeds: Int64[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        """Image embeddings of n texts, in the scale of the run, by one call of the prior; equal
+        rows are drawn once."""
+        if not texts:
+            return torch.zeros(0, self.clip.embed_dim, device=self.device)
+        numbers = seeds.tolist() if self.prior.stochastic else [0] * len(texts)
+        asked = [*zip(texts, numbers, strict=True)]
+        rows = {row: i for i, row in enumerate(dict.fromkeys(asked))}
+        features = self.clip.encode_texts([text for text, _ in rows])
+        drawn = self.prior(features, torch.tensor([seed for _, seed in rows], device=self.device))
+        back = torch.tensor([rows[row] for row in asked], device=self.device)
+        return self.clip.scaled(drawn)[back]  # no regression has the norm of what it predicts
 
     @torch.no_grad()
     def log_painting(self, batch: dict[str, Any]) -> None:
@@ -86,17 +109,3 @@ class SpaText(TextToImage):
 
 class LatentSpaText(SpaText):
     """SpaText on a latent backbone; nothing differs from the base yet."""
-
-
-def check_embeddings(checkpoint: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint whose embeddings live in another space or scale."""
-    found = checkpoint.get("embeddings")
-    if found is None:
-        raise ValueError("checkpoint: found no record of its CLIP embeddings, expected a SpaText "
-                         "checkpoint")  # fmt: skip
-    for key in ("embed_dim", "scale"):
-        if found[key] != expected[key]:
-            raise ValueError(
-                f"checkpoint: {key} of its CLIP embeddings is {found[key]!r}, expected "
-                f"{expected[key]!r} as configured by module.clip"
-            )

@@ -8,6 +8,8 @@ from spatext.modules.functional.guidance import (
     fast_guidance,
     full_guidance,
     guidance_rescale,
+    interval_guidance,
+    unguided,
 )
 from spatext.modules.functional.st import Segments, st_map
 
@@ -214,3 +216,63 @@ def test_a_learned_variance_is_not_guided() -> None:
     alone = [branch(text=True), branch(segments=True)]
     torch.testing.assert_close(found[:, 3:], (alone[0].sin() + alone[1].sin()) / 2)
     torch.testing.assert_close(found[:, :3], combine(NONE, alone, [2.0, 3.0]))
+
+
+def test_full_takes_a_scale_per_image() -> None:
+    denoise = Denoise()
+    text, st = torch.tensor([0.0, 2.0]), torch.tensor([3.0, 0.0])
+    found = full_guidance(denoise, CONDITIONS, NULL, {"text": text, "segments": st})(X_T, T)
+    parts = [3.0 * (branch(segments=True) - NONE)[0], 2.0 * (branch(text=True) - NONE)[1]]
+    torch.testing.assert_close(found, NONE + torch.stack(parts))
+    assert denoise.batches == [3 * B]
+    silent = {"text": torch.zeros(B), "segments": torch.zeros(B)}
+    torch.testing.assert_close(full_guidance(denoise, CONDITIONS, NULL, silent)(X_T, T), NONE)
+    assert denoise.batches[1:] == [B]
+
+
+@pytest.mark.parametrize("learned_variance", [False, True])
+def test_an_image_without_a_condition_does_not_know_it(learned_variance: bool) -> None:
+    """Neither rescaling nor the variance depends on what other images are asked for."""
+    scales = {
+        "text": torch.tensor([2.0, 1.5]),
+        "segments": torch.tensor([0.0, 3.0]),
+        "image_embed": torch.tensor([0.0, 0.5]),
+    }
+    model = Denoise(learned_variance)
+    found = full_guidance(model, CONDITIONS, NULL, scales, rescale=0.7)(X_T, T)
+    for i in range(B):
+        alone = {name: float(scale[i]) for name, scale in scales.items()}
+        expected = full_guidance(model, CONDITIONS, NULL, alone, rescale=0.7)(X_T, T)
+        torch.testing.assert_close(found[i], expected[i])
+
+
+def test_strength_is_a_factor_per_cell() -> None:
+    strength = torch.rand(B, 1, *SIZE, dtype=torch.float64)
+    found = fast_guidance(Denoise(), CONDITIONS, NULL, 3.0, strength=strength)(X_T, T)
+    torch.testing.assert_close(found, NONE + strength * 3.0 * (ALL - NONE))
+    found = fast_guidance(Denoise(), CONDITIONS, NULL, 1.0, strength=strength)(X_T, T)
+    torch.testing.assert_close(found, NONE + strength * (ALL - NONE))
+    scales = {"text": 1.5, "segments": torch.tensor([3.0, 0.5], dtype=torch.float64)}
+    found = full_guidance(Denoise(), CONDITIONS, NULL, scales, strength=strength)(X_T, T)
+    plain = full_guidance(Denoise(), CONDITIONS, NULL, scales)(X_T, T)
+    torch.testing.assert_close(found, NONE + strength * (plain - NONE))
+
+
+def test_unguided_is_one_branch_of_what_has_a_scale() -> None:
+    denoise = Denoise()
+    on = torch.tensor([1.0, 0.0])
+    found = unguided(denoise, CONDITIONS, NULL, {"text": 3.0, "segments": on})(X_T, T)
+    expected = torch.stack([branch(text=True, segments=True)[0], branch(text=True)[1]])
+    torch.testing.assert_close(found, expected)
+    every = dict.fromkeys(CONDITIONS.names, 0.5)
+    torch.testing.assert_close(unguided(denoise, CONDITIONS, NULL, every)(X_T, T), ALL)
+    assert denoise.batches == [B, B]
+    with pytest.raises(ValueError, match=r"^scales: expected names among .*, got 'colour'"):
+        unguided(denoise, CONDITIONS, NULL, {"colour": 1.0})
+
+
+def test_the_interval_has_its_ends() -> None:
+    guided = interval_guidance(lambda x, _: x + 1, lambda x, _: x - 1, (0.25, 0.5), 1000)
+    for t, shift in ((249, -1), (250, 1), (400, 1), (500, 1), (501, -1)):
+        torch.testing.assert_close(guided(X_T, torch.tensor([t, t])), X_T + shift)
+    torch.testing.assert_close(guided(X_T, torch.tensor([499.5, 499.5])), X_T + 1)

@@ -3,7 +3,14 @@ import pytest
 import torch
 from scipy import stats
 
-from spatext.modules.functional.random import Purpose, normal, philox_4x32, randint, uniform
+from spatext.modules.functional.random import (
+    Purpose,
+    derive_seeds,
+    normal,
+    philox_4x32,
+    randint,
+    uniform,
+)
 
 # Random123, tests/kat_vectors, philox4x32 10: counter, key, output.
 KNOWN_ANSWERS = [
@@ -63,6 +70,8 @@ def test_purposes_are_never_renumbered() -> None:
         "DROP_SEGMENTS": 5,
         "DROP_IMAGE_EMBED": 6,
         "INITIAL_NOISE": 7,
+        "REGION_SEED": 8,
+        "CANDIDATE_SEED": 9,
     }
 
 
@@ -152,3 +161,24 @@ def test_randint_refuses_its_range(high: int) -> None:
 def test_scalar_shape_is_one_number_a_row() -> None:
     assert uniform(1, Purpose.NOISE, INDEX).shape == INDEX.shape
     assert normal(1, Purpose.NOISE, INDEX).shape == INDEX.shape
+
+
+def test_derived_seeds_are_the_words_of_their_address() -> None:
+    seeds = torch.tensor([11 + (13 << 32), -1])
+    found = derive_seeds(seeds, Purpose.REGION_SEED, 3)
+    for row, (low, high) in enumerate(((11, 13), (2**32 - 1, 2**32 - 1))):
+        counters = torch.tensor([[block, Purpose.REGION_SEED, low, high] for block in (0, 1)])
+        pairs = philox_4x32(counters, torch.zeros(1, 2, dtype=torch.long)).reshape(4, 2)
+        expected = [(int(a) >> 1) * 2**32 + int(b) for a, b in pairs]
+        assert found[row].tolist() == expected[:3]
+
+
+def test_derived_seeds_are_of_their_part_alone() -> None:
+    seeds = torch.arange(-500, 500)
+    found = derive_seeds(seeds, Purpose.REGION_SEED, 5)
+    assert torch.equal(derive_seeds(seeds[7:9], Purpose.REGION_SEED, 2), found[7:9, :2])
+    others = derive_seeds(seeds, Purpose.CANDIDATE_SEED, 5)
+    every = torch.cat([found, others]).flatten()
+    assert len(every.unique()) == len(every)
+    assert every.min() >= 0
+    assert every.max() > 2**62

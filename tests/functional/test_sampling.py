@@ -13,9 +13,9 @@ from diffusers import (
 )
 from scipy import stats
 
-from spatext.modules.functional.diffusion import alphas_cumprod, make_betas, to_v
+from spatext.modules.functional.diffusion import alphas_cumprod, make_betas, to_v, to_x_0
 from spatext.modules.functional.random import Purpose, normal
-from spatext.modules.functional.sampling import initial_noise, sample
+from spatext.modules.functional.sampling import initial_noise, predict_x_0, sample
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 DETERMINISTIC = [
@@ -59,7 +59,9 @@ def test_trajectory_equals_the_loop_written_out(cls, prediction_type) -> None:
         expected.append(x)
     found: dict[int, torch.Tensor] = {}
     scheduler = make(cls, prediction_type=prediction_type)
-    last = sample(denoise, scheduler, x_T(), 7, on_step=found.__setitem__)
+    last = sample(
+        denoise, scheduler, x_T(), 7, on_step=lambda step, x, _: found.__setitem__(step, x)
+    )
     assert list(found) == list(range(7))
     torch.testing.assert_close(list(found.values()), expected)
     torch.testing.assert_close(last, expected[-1])
@@ -159,3 +161,49 @@ def test_initial_noise_belongs_to_the_image() -> None:
     assert not together.equal(normal(0, Purpose.NOISE, seeds, SHAPE))
     many = initial_noise(torch.arange(200), SHAPE)
     assert stats.kstest(many.flatten().numpy(), "norm").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("cls", [*DETERMINISTIC, DDPMScheduler, EulerAncestralDiscreteScheduler])
+def test_each_step_tells_the_x_0_that_the_network_saw(cls, prediction_type) -> None:
+    scheduler = make(cls, prediction_type=prediction_type, timestep_spacing="trailing")
+    expected, found = [], []
+
+    def watched(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        out = denoise(x_t, t)
+        expected.append(to_x_0(out, x_t, scheduler.alphas_cumprod[t.long()], prediction_type))
+        return out
+
+    rng = generators(3)
+    last = sample(
+        watched, scheduler, x_T(), 5, generators=rng, on_step=lambda *step: found.append(step)
+    )
+    assert [step for step, _, _ in found] == [0, 1, 2, 3, 4]
+    for (_, _, x_0_hat), x_0 in zip(found, expected, strict=True):
+        torch.testing.assert_close(x_0_hat, x_0, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found[-1][1], last, rtol=0, atol=0)
+
+
+def test_x_0_is_predicted_from_the_mean_alone() -> None:
+    """Where the network has learned a variance, too."""
+    scheduler = make(DPMSolverMultistepScheduler, timestep_spacing="trailing")
+    scheduler.set_timesteps(5)
+    x_t = x_T(2)
+    mean = torch.randn_like(x_t)
+    for step, t in enumerate(scheduler.timesteps.tolist()):
+        found = predict_x_0(scheduler, torch.cat([mean, mean.exp()], dim=1), x_t, step)
+        a_t = scheduler.alphas_cumprod[t].expand(2)
+        torch.testing.assert_close(found, to_x_0(mean, x_t, a_t, "epsilon"), rtol=1e-3, atol=1e-3)
+
+
+def test_what_a_step_raises_ends_the_sampling() -> None:
+    calls = []
+
+    def stop(step: int, x: torch.Tensor, x_0_hat: torch.Tensor) -> None:
+        calls.append(step)
+        if step == 1:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        sample(denoise, make(DDIMScheduler), x_T(), 5, on_step=stop)
+    assert calls == [0, 1]

@@ -122,7 +122,7 @@ def test_without_new_weights_it_is_stable_diffusion(
         LOCAL if painted else [()] * 3,
         SEEDS,
         Sampling(num_steps=5, scale=3.0, append_texts=False),
-        lambda _, x: ours.append(x),
+        lambda _, x, __: ours.append(x),
     )
     assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert_close((found + 1) / 2, expected, rtol=1e-4, atol=1e-4)
@@ -168,7 +168,7 @@ def test_full_guidance_is_the_sum_of_its_parts(model: SpaText) -> None:
     def last(form: str, **scales: float) -> torch.Tensor:
         latents: list[torch.Tensor] = []
         options = Sampling(num_steps=1, form=form, scale=1.0, scales=scales)
-        generate(model, PROMPTS, IDS, LOCAL, SEEDS, options, lambda _, x: latents.append(x))
+        generate(model, PROMPTS, IDS, LOCAL, SEEDS, options, lambda _, x, __: latents.append(x))
         return latents[0]
 
     null, text, segments = (

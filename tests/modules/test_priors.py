@@ -12,6 +12,7 @@ from spatext.modules.networks.priors import (
     fit_linear_prior,
     save_linear_prior,
 )
+from tiny import as_text, no_seeds
 
 
 def draw(num: int = 200, d: int = 6, e: int = 4) -> tuple[torch.Tensor, ...]:
@@ -61,9 +62,11 @@ def test_a_file_holds_the_prior(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     prior = LinearPrior(path)
     assert isinstance(prior, Prior)
-    assert_close(prior(x.float()), x.float() @ state["weight"] + state["bias"])
+    assert not prior.stochastic
+    found = prior(as_text(x.float()), no_seeds(len(x)))
+    assert_close(found, x.float() @ state["weight"] + state["bias"])
     assert prior.state_dict() == {}
-    assert prior.to(torch.float64)(x).dtype == torch.float64
+    assert prior.to(torch.float64)(as_text(x), no_seeds(len(x))).dtype == torch.float64
     save_linear_prior(path, {"weight": state["weight"].mT, "bias": state["bias"] + 1})
     assert_close(LinearPrior(path).weight, state["weight"].mT, rtol=0, atol=0)
 
@@ -74,7 +77,7 @@ def test_a_half_file_is_loaded_as_float32(tmp_path: Path) -> None:
     save_linear_prior(path, state)
     x = torch.randn(3, 4)
     expected = x @ state["weight"].float() + state["bias"].float()
-    assert_close(LinearPrior(path)(x), expected)
+    assert_close(LinearPrior(path)(as_text(x), no_seeds(3)), expected)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -85,5 +88,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_identity() -> None:
     x = torch.randn(2, 3)
-    assert torch.equal(IdentityPrior()(x), x)
+    assert torch.equal(IdentityPrior()(as_text(x), no_seeds(2)), x)
     assert isinstance(IdentityPrior(), Prior)
+    assert not IdentityPrior().stochastic

@@ -1,11 +1,14 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.functional import normalize
 from torch.testing import assert_close
 
 from spatext.modules.functional.st import st_map
-from spatext.modules.networks.clip import Clip
+from spatext.modules.networks.clip import Clip, TextFeatures
 from spatext.modules.networks.priors import IdentityPrior
 from spatext.modules.spatext import LatentSpaText, check_embeddings
 from tiny import (
@@ -15,6 +18,7 @@ from tiny import (
     SIZE,
     load_backbone,
     load_spatext,
+    no_seeds,
 )
 from tiny_runs import make_batch
 
@@ -26,39 +30,90 @@ def test_scenes_are_painted_with_the_prior_of_their_texts(base: Path) -> None:
     ids = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
     ids[:, :, :8], ids[0, :, 8:], ids[1, 8:, 8:] = 1, 2, 2
     texts = [["a red circle", "two dogs"], ["two dogs", "a red circle"], ["a blue sea"]]
-    conditions = model.scene_conditions(["one", "two", ""], ids, texts)
+    conditions = model.scene_conditions(["one", "two", ""], ids, texts, no_seeds(3))
     found = st_map(conditions.segments, (SIZE, SIZE))
     expected = torch.zeros(3, EMBED_DIM, SIZE, SIZE)
     for i, row in enumerate(texts):
         for k, text in enumerate(row):
-            painted = model.prior(model.clip.embed_texts([text]))
+            painted = model.prior(model.clip.encode_texts([text]), no_seeds(1))
             expected[i] += painted[0][:, None, None] * (ids[i] == k + 1)
     assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(conditions.text, model.backbone.embed_text(["one", "two", ""]))
     assert conditions.segments.valid.tolist() == [[True, True], [True, True], [True, False]]
 
 
+def test_what_is_painted_has_the_scale_of_the_run(base: Path) -> None:
+    ids = torch.ones(1, SIZE, SIZE, dtype=torch.uint8)
+    raw, unit = (
+        load_spatext(base, scale=scale, prior=Drawn(False)).scene_conditions(
+            [""], ids, [["two dogs"]], no_seeds(1)
+        )
+        for scale in ("raw", "unit")
+    )
+    assert_close(unit.segments.embeds, normalize(raw.segments.embeds, dim=-1))
+    assert (raw.segments.embeds.norm() - 1).abs() > 0.1
+
+
 def test_scenes_without_regions_are_null(base: Path) -> None:
     model = load_spatext(base)
     ids = torch.zeros(2, SIZE, SIZE, dtype=torch.uint8)
-    conditions = model.scene_conditions(["one", "two"], ids, [[], []])
+    conditions = model.scene_conditions(["one", "two"], ids, [[], []], no_seeds(2))
     assert not conditions.segments.valid.any()
     assert not st_map(conditions.segments, (4, 4)).any()
 
 
-def test_repeated_texts_are_encoded_once(base: Path) -> None:
-    model = load_spatext(base)
-    encoded = []
-    embed_texts = model.clip.embed_texts
+class Drawn(nn.Module):
+    """A prior that says what it was asked for: its rows hold their seed."""
 
-    def recorded(texts: list[str]) -> torch.Tensor:
-        encoded.extend(texts)
-        return embed_texts(texts)
+    def __init__(self, stochastic: bool) -> None:
+        super().__init__()
+        self.stochastic = stochastic
+        self.weight = nn.Parameter(torch.ones(1))
+        self.asked: list[tuple[torch.Tensor, list[int]]] = []
 
-    model.clip.embed_texts = recorded
-    ids = torch.ones(4, SIZE, SIZE, dtype=torch.uint8)
-    model.scene_conditions([""] * 4, ids, [["a", "b"], ["b", "a"], ["b"], ["a"]])
-    assert sorted(encoded) == ["", "a", "b"]
+    def forward(self, text: TextFeatures, seeds: torch.Tensor) -> torch.Tensor:
+        self.asked.append((text.embeds, seeds.tolist()))
+        return self.weight * 3 * text.embeds + (seeds % 2**20)[:, None].double()
+
+
+def paint(base: Path, texts: list[list[str]], seeds: list[int], stochastic: bool = True) -> Any:
+    """The prior that was asked, and what was painted for each region."""
+    model = load_spatext(base, prior=Drawn(stochastic))
+    ids = torch.ones(len(texts), SIZE, SIZE, dtype=torch.uint8)
+    conditions = model.scene_conditions([""] * len(texts), ids, texts, torch.tensor(seeds))
+    return model.prior, conditions.segments.embeds
+
+
+def test_repeated_texts_are_asked_for_once(base: Path) -> None:
+    texts = [["b", "a"], ["a", "b"], ["b"], ["a"]]
+    prior, embeds = paint(base, texts, [1, 2, 3, 4], stochastic=False)
+    expected = load_spatext(base).clip.embed_texts(["b", "a"])
+    ((asked, _),) = prior.asked
+    assert_close(asked, expected)
+    assert_close(embeds[1].float(), 3 * expected.flip(0), rtol=1e-5, atol=1e-5)
+    assert torch.equal(embeds[2, 1], torch.zeros(EMBED_DIM, dtype=embeds.dtype))
+
+
+def test_each_region_has_a_draw_of_its_own(base: Path) -> None:
+    texts = [["a", "b", "a"], ["a"], ["a", "b", "a"], ["a", "b"]]
+    prior, embeds = paint(base, texts, [7, 7, 8, -7])
+    ((_, seeds),) = prior.asked
+    # All rows of all scenes in one call, but for the one that two scenes have in common.
+    assert len(seeds) == len(set(seeds)) == 3 + 3 + 2
+    assert torch.equal(embeds[0, 0], embeds[1, 0])
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    alone, embeds_alone = paint(base, texts[2:3], [8])
+    assert alone.asked[0][1] == seeds[3:6]
+    assert_close(embeds_alone[0], embeds[2])
+
+
+def test_the_prior_is_held_not_owned(base: Path) -> None:
+    model = load_spatext(base, prior=Drawn(True))
+    assert not any("prior" in name for name in [*model.state_dict(), *dict(model.named_modules())])
+    assert not model.prior.weight.requires_grad
+    model.double()
+    assert model.prior.weight.dtype == torch.float64
+    assert not model.train().prior.training
 
 
 def test_another_width_is_refused(base: Path) -> None:

@@ -26,6 +26,8 @@ class Purpose(IntEnum):
     DROP_SEGMENTS = 5
     DROP_IMAGE_EMBED = 6
     INITIAL_NOISE = 7
+    REGION_SEED = 8
+    CANDIDATE_SEED = 9
 
 
 def philox_4x32(
@@ -77,6 +79,13 @@ def randint(seed: int, purpose: int, index: Int64[Tensor, " b"], high: int) -> I
     if not 1 <= high <= 2**31:
         raise ValueError(f"high: expected 1 <= high <= 2**31, got {high}")
     return (_words(seed, purpose, index, ()) * high) >> 32
+
+
+def derive_seeds(seeds: Int64[Tensor, " b"], purpose: int, num: int) -> Int64[Tensor, "b {num}"]:
+    """Seeds in [0, 2^63) of the `num` parts of things that have seeds: entry [i, k] is a function
+    of (seeds[i], purpose, k), whatever `num` is."""
+    high, low = _words(0, purpose, seeds, (num, 2)).unbind(-1)
+    return ((high >> 1) << 32) | low
 
 
 def _words(

@@ -9,7 +9,11 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from .blending import Background
+from .diffusion import to_x_0
 from .random import Purpose, normal
+
+OnStep = Callable[[int, Tensor, Tensor], None]
 
 
 def initial_noise(
@@ -28,13 +32,16 @@ def sample(
     *,
     generators: list[torch.Generator] | None = None,
     eta: float = 0.0,
-    on_step: Callable[[int, Tensor], None] | None = None,
+    background: Background | None = None,
+    on_step: OnStep | None = None,
 ) -> Float[Tensor, " b *shape"]:
     """x_0 from standard normal x_T by any diffusers scheduler; the caller's is left as it was.
 
     `denoise` gets x_t as the scheduler scales it, and t as a tensor [b] (int64, or float for the
     schedulers over sigma). `generators`, one per image, feed schedulers that draw noise. `eta` is
-    DDIM's (Song et al. 2021, eq. 16). `on_step` gets the step's number and x after it.
+    DDIM's (Song et al. 2021, eq. 16). `background` is put behind x before every step and at the
+    end. `on_step` gets the step's number, x after it, and the x_0 that the network saw in it; what
+    it raises ends the sampling.
 
     Raises ValueError where `generators` are not one per image or the scheduler knows no `eta`.
     """
@@ -50,13 +57,46 @@ def sample(
             raise ValueError(f"eta: {type(scheduler).__name__} has none, expected 0, got {eta}")
         options["eta"] = eta
     scheduler.set_timesteps(num_steps, device=x_T.device)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)  # or `add_noise` would look a level up by its t
     timesteps = scheduler.timesteps
     x = x_T * scheduler.init_noise_sigma
+    if background is not None:
+        x = background.put_behind(x, scheduler, 0)
     for step, t in enumerate(timesteps):
         if "prev_timestep" in known:  # unCLIP's scheduler assumes t - 1 unless it is told
             options["prev_timestep"] = timesteps[step + 1] if step + 1 < len(timesteps) else None
-        prediction = denoise(scheduler.scale_model_input(x, t), t.expand(len(x)))
-        x = scheduler.step(prediction, t, x, **options).prev_sample
+        x_t = scheduler.scale_model_input(x, t)
+        prediction = denoise(x_t, t.expand(len(x)))
+        output = scheduler.step(prediction, t, x, **options)
+        x = output.prev_sample
+        if background is not None:
+            x = background.put_behind(x, scheduler, step + 1)
         if on_step is not None:
-            on_step(step, x)
+            x_0_hat = getattr(output, "pred_original_sample", None)
+            if x_0_hat is None:
+                x_0_hat = predict_x_0(scheduler, prediction, x_t, step)
+            if background is not None:
+                x_0_hat = background.over(background.x_0, x_0_hat)
+            on_step(step, x, x_0_hat)
     return x
+
+
+def predict_x_0(
+    scheduler: Any,
+    prediction: Float[Tensor, " b d *shape"],
+    x_t: Float[Tensor, " b c *shape"],
+    step: int,
+) -> Float[Tensor, " b c *shape"]:
+    """x_0 as the network saw it, for schedulers that do not tell.
+
+    `x_t` is what the network was given: it has unit variance, so that sigma means
+    a_t = 1 / (1 + sigma^2) also where the scheduler itself adds noise to an unscaled x_0.
+    """
+    if hasattr(scheduler, "sigmas"):
+        a_t = 1 / (1 + scheduler.sigmas[step].double().square())
+    else:
+        a_t = scheduler.alphas_cumprod[int(scheduler.timesteps[step])]
+    mean = prediction[:, : x_t.shape[1]]  # the rest is a learned variance
+    a_t = a_t.to(x_t.device).float().expand(len(x_t))
+    return to_x_0(mean, x_t, a_t, scheduler.config.prediction_type)

@@ -1,16 +1,51 @@
 """CLIP as an encoder of segment crops and local texts, and the one place that owns its scale."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import open_clip
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from .frozen import Frozen, HoldsFrozen
+from .text_tower import encode_states
 
 Scale = Literal["raw", "unit"]
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """What a prior is told of n texts.
+
+    embeds: CLIP_txt, in the scale of the run. states: one row per token, as wide as the embeddings,
+    in CLIP's own scale; l is the context length, or 0 for a tower that has no such states. mask:
+    True up to and including the end of the text; what the states hold elsewhere means nothing.
+    null: one row, of the empty prompt; `Clip.encode_texts` always gives it.
+    """
+
+    embeds: Float[Tensor, "n d"]
+    states: Float[Tensor, "n l d"]
+    mask: Bool[Tensor, "n l"]
+    null: "TextFeatures | None" = None
+
+    def __len__(self) -> int:
+        return len(self.embeds)
+
+    def __getitem__(self, rows: Int64[Tensor, " m"] | slice) -> "TextFeatures":
+        return replace(
+            self, embeds=self.embeds[rows], states=self.states[rows], mask=self.mask[rows]
+        )
+
+    def where(self, keep: Bool[Tensor, " n"], null: "TextFeatures") -> "TextFeatures":
+        """Rows not kept become the single row of `null`."""
+        return replace(
+            self,
+            embeds=torch.where(keep[:, None], self.embeds, null.embeds),
+            states=torch.where(keep[:, None, None], self.states, null.states),
+            mask=torch.where(keep[:, None], self.mask, null.mask),
+        )
 
 
 class Clip(HoldsFrozen):
@@ -51,19 +86,54 @@ class Clip(HoldsFrozen):
     ) -> Float[Tensor, "n d"]:
         """uint8 pixels, or floats in [0, 1], already square; black stays black before mean/std."""
         x = preprocess_pixels(pixels, self.image_size, self.mean, self.std)
-        return self._scaled(self.model.net.encode_image(x))
+        return self.scaled(self.model.net.encode_image(x))
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         """CLIP_txt of each text, in the same scale."""
-        return self._scaled(self.model.net.encode_text(self.tokenizer(list(texts)).to(self.device)))
+        return self.scaled(self.model.net.encode_text(self.tokenizer(list(texts)).to(self.device)))
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
+        """`embed_texts`, and the states it pools; equal texts are encoded once.
+
+        States are the tower's output after its last norm, as Karlo's prior takes them, and where
+        the tower is not as wide as the embeddings, those through the text projection: our choice.
+        """
+        distinct = {text: i for i, text in enumerate(dict.fromkeys(["", *texts]))}
+        tokens = self.tokenizer([*distinct]).to(self.device)
+        embeds, states, mask = encode_states(self.model.net, tokens)
+        features = TextFeatures(self.scaled(embeds), states, mask)
+        rows = torch.tensor([distinct[text] for text in texts], dtype=torch.long)
+        return replace(features[rows.to(self.device)], null=features[:1])
 
     @property
     def device(self) -> torch.device:
         return self.mean.device
 
-    def _scaled(self, embeds: Tensor) -> Tensor:
+    def scaled(self, embeds: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """Raw embeddings in the scale of the run."""
         return nn.functional.normalize(embeds, dim=-1) if self.scale == "unit" else embeds
+
+
+def check_fingerprint(found: Mapping[str, Any], expected: Mapping[str, Any], owner: str) -> None:
+    """Raises ValueError where the embeddings of `owner` are known to live in another space or
+    scale."""
+    for key in ("embed_dim", "scale"):
+        if found.get(key, expected[key]) != expected[key]:
+            raise ValueError(
+                f"{owner}: {key} of its CLIP embeddings is {found[key]!r}, expected "
+                f"{expected[key]!r} as configured by module.clip"
+            )
+
+
+def check_embeddings(checkpoint: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint whose embeddings live in another space or scale."""
+    found = checkpoint.get("embeddings")
+    if found is None:
+        raise ValueError("checkpoint: found no record of its CLIP embeddings, expected that of a "
+                         "model that paints or predicts them")  # fmt: skip
+    check_fingerprint(found, expected, "checkpoint")
 
 
 def preprocess_pixels(

@@ -1,26 +1,66 @@
-"""Maps from CLIP text embeddings to CLIP image embeddings: the paper's P, in its simple forms."""
+"""Maps from CLIP text to CLIP image embeddings: the paper's P, its doors and its simple forms."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from .clip import TextFeatures
+
+EMBEDDINGS = "embeddings.json"  # in a prior's folder: the fingerprint of the CLIP it was trained on
 
 
 @runtime_checkable
 class Prior(Protocol):
-    """CLIP_txt -> CLIP_img, both in the one declared scale of the run."""
+    """CLIP_txt -> CLIP_img, both in the one declared scale of the run.
 
-    def __call__(self, text_embeds: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]: ...
+    Row i is a function of row i of the text and seeds[i], whatever else is in the batch. Where
+    `stochastic` is false the seeds are ignored.
+    """
+
+    stochastic: bool
+
+    def __call__(self, text: TextFeatures, seeds: Int64[Tensor, " n"]) -> Float[Tensor, "n d"]: ...
+
+
+@runtime_checkable
+class TrainablePrior(Prior, Protocol):
+    """A prior that `PriorModule` trains."""
+
+    def loss(
+        self,
+        x_0: Float[Tensor, "n d"],
+        text: TextFeatures,
+        null: TextFeatures,
+        index: Int64[Tensor, " n"],
+        seed: int,
+    ) -> Float[Tensor, ""]:
+        """Of image embeddings `x_0` in the scale of the run, given their texts.
+
+        `null`, one row, is the empty prompt. Whatever is drawn is a function of (`seed`, `index`).
+        """
+        ...
+
+    def set_statistics(self, mean: Float[Tensor, " d"], std: Float[Tensor, " d"]) -> None:
+        """Of the image embeddings that it is trained on."""
+        ...
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write what `from_pretrained(folder)` of the class reads."""
+        ...
 
 
 class IdentityPrior(nn.Module):
     """Paints the text embedding itself: the paper's "CLIP text embedding" ablation."""
 
-    def forward(self, text_embeds: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        return text_embeds
+    stochastic = False
+
+    def forward(self, text: TextFeatures, seeds: Int64[Tensor, " n"]) -> Float[Tensor, "n d"]:
+        return text.embeds
 
 
 class LinearPrior(nn.Module):
@@ -29,6 +69,7 @@ class LinearPrior(nn.Module):
     The deterministic baseline every learned prior has to beat.
     """
 
+    stochastic = False
     weight: Tensor
     bias: Tensor
 
@@ -41,8 +82,8 @@ class LinearPrior(nn.Module):
         for name, value in load_file(path).items():
             self.register_buffer(name, value.float(), persistent=False)
 
-    def forward(self, text_embeds: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        return text_embeds @ self.weight + self.bias
+    def forward(self, text: TextFeatures, seeds: Int64[Tensor, " n"]) -> Float[Tensor, "n e"]:
+        return text.embeds @ self.weight + self.bias
 
 
 def fit_linear_prior(
@@ -64,3 +105,18 @@ def save_linear_prior(path: str | Path, state: dict[str, Tensor]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     save_file({name: value.contiguous() for name, value in state.items()}, temporary)
     temporary.replace(path)
+
+
+def require_folder(path: str | Path, parts: Sequence[str]) -> str:
+    """Refuse a local folder that lacks a part; hub names pass. Knows "~", which the libraries do
+    not."""
+    folder = Path(path).expanduser()
+    if not folder.exists() and not str(path).startswith(("/", ".", "~")):
+        return str(path)
+    missing = [part for part in parts if not (folder / part).is_dir()]
+    if missing:
+        raise ValueError(
+            f"prior.path={path}: missing {', '.join(missing)}; expected a folder with "
+            f"{', '.join(parts)}, as Karlo has them"
+        )
+    return str(folder)

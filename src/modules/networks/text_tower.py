@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -64,6 +64,55 @@ def encode_texts(model: Any, tokens: Int64[Tensor, "n l"], end: int) -> Float[Te
     x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
     pooled = x[torch.arange(len(x)), (tokens == end).int().argmax(dim=-1)]
     return pooled @ model.text_projection
+
+
+def encode_states(
+    model: Any, tokens: Int64[Tensor, "n l"]
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n m d"], Bool[Tensor, "n m"]]:
+    """`model.encode_text(tokens)`, the states it pools and which of them belong to the text.
+
+    The states are taken after the last norm, and projected as the pooled one is where the tower
+    has another width than the embedding. Towers that do not pool at the end of the text (SigLIP,
+    CoCa, those of transformers) have m = 0.
+    """
+    tower = getattr(model, "text", model)  # CustomTextCLIP holds it, CLIP is it
+    if not pools_at_end(tower):
+        embeds = model.encode_text(tokens)
+        nothing = torch.zeros_like(tokens[:, :0])
+        return embeds, embeds[:, None] * nothing[..., None], nothing.bool()
+    caught: list[Tensor] = []
+    hook = tower.ln_final.register_forward_hook(lambda _, __, output: caught.append(output))
+    try:
+        embeds = model.encode_text(tokens)
+    finally:
+        hook.remove()
+    (states,) = caught
+    if states.shape[-1] != embeds.shape[-1]:
+        projection = tower.text_projection
+        states = projection(states) if isinstance(projection, nn.Linear) else states @ projection
+    mask = torch.arange(tokens.shape[1], device=tokens.device) <= end_of(tower, tokens)
+    return embeds, states, mask
+
+
+def pools_at_end(tower: Any) -> bool:
+    """Whether an open_clip text tower is causal and its embedding comes from the last token."""
+    return (
+        getattr(tower, "attn_mask", None) is not None
+        and getattr(tower, "cls_emb", None) is None
+        and pool_type(tower) in ("argmax", "eos")
+    )
+
+
+def pool_type(tower: Any) -> str:
+    return str(getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None))
+
+
+def end_of(tower: Any, tokens: Int64[Tensor, "n l"]) -> Int64[Tensor, "n 1"]:
+    """Where the tower pools: at the first of the highest ids, or at the first end token."""
+    if pool_type(tower) == "eos":
+        end = getattr(tower, "text_eos_id", None) or tower.eos_id
+        tokens = (tokens == end).long()
+    return tokens.argmax(dim=-1, keepdim=True)
 
 
 @torch.no_grad()
