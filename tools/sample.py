@@ -1,63 +1,165 @@
-"""spatext-sample: a scene file and a checkpoint in, pictures out."""
+"""spatext-sample: scenes and a checkpoint in, pictures and a contact sheet out."""
 
-import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
 
 import hydra
+import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from tqdm import tqdm
+from omegaconf import DictConfig, OmegaConf
 
-from spatext.callbacks.images import paint_scene
-from spatext.datamodules.drawing import enlarge, grid, overlay, save_png
+from spatext.datamodules.documents import is_int
 from spatext.datamodules.scenes import Scene, load_scenes
 from spatext.modules.generate import Sampling, make_scheduler
 from spatext.modules.spatext import SpaText
 from spatext.tools.console import check_complete, one_line_errors
-from spatext.tools.loading import load_model, pick_device
+from spatext.tools.contact_sheet import count, write_sheets
+from spatext.tools.loading import load_model, pick_device, read_checkpoint
+from spatext.tools.recipes import (
+    dump_recipe,
+    find_recipe,
+    fingerprint,
+    make_origin,
+    plain_sampling,
+    read_recipe,
+    same_picture,
+)
+from spatext.tools.sample_jobs import (
+    Job,
+    Painter,
+    make_batches,
+    make_jobs,
+    read_scale_grid,
+)
+from spatext.tools.text_limits import cut_texts
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the options ask for, or the recipe that is repeated."""
+
+    jobs: list[Job]
+    sampling: Sampling
+    checkpoint: str
+    overrides: list[str]
+    precision: Any
+    recipe: dict[str, Any] | None = None
 
 
 def sample_scenes(cfg: DictConfig) -> list[Path]:
-    """Write <scene>-<seed>.png, <scene>-layout.png and <scene>.png, a row of all, per scene."""
-    check_complete(cfg)
-    scenes = load_scenes(
-        OmegaConf.to_container(cfg.scene) if isinstance(cfg.scene, ListConfig) else str(cfg.scene)
-    )
-    sampling: Sampling = instantiate(cfg.sampling, _convert_="all")
-    make_scheduler(sampling, {})  # a wrong name is told before the model is loaded
-    if cfg.num_images < 1:
-        raise ValueError(f"num_images={cfg.num_images}: expected at least 1")
+    """Write the pictures, layouts, grids and contact sheet (conf/sample.yaml); their paths."""
+    plan = plan_again(cfg) if cfg.recipe else plan_anew(cfg)
+    folder = check_options(cfg, plan)
     if cfg.num_threads:
         torch.set_num_threads(cfg.num_threads)
-    model = load_model(
-        cfg.checkpoint, device=pick_device(cfg.device), overrides=list(cfg.overrides)
-    )
+    step = int(read_checkpoint(Path(plan.checkpoint), "checkpoint").get("global_step", 0))
+    model = load_model(plan.checkpoint, overrides=plan.overrides)
+    scenes = list({job.scene.name: job.scene for job in plan.jobs}.values())
     check_sizes(scenes, model)
+    trainer = make_trainer(cfg, plan, folder)
+    origin = make_origin(
+        sampling=plan.sampling,
+        model=fingerprint(model),
+        overrides=plan.overrides,
+        precision=trainer.precision,
+        checkpoint=plan.checkpoint,
+        step=step,
+    )
+    if trainer.is_global_zero:
+        lines = [*compare(cfg, plan, origin), *remarks(model, scenes, plan.sampling)]
+        print(*(f"warning: {line}\n" for line in lines), sep="", end="", file=sys.stderr)
+    # Every process finds the same: nobody paints before all have met.
+    done = [is_done(folder / job.file, job, origin) for job in plan.jobs]
+    if not all(done):
+        folder.mkdir(parents=True, exist_ok=True)
+        batches = make_batches(plan.jobs, done, cfg.batch_size)
+        painter = Painter(model, plan.sampling, batches, folder, origin)
+        trainer.predict(painter, painter.rounds(trainer.world_size), return_predictions=False)
+    if trainer.is_global_zero:
+        write_sheets(folder, plan.jobs, origin)
+        before = f", {sum(done)} of them made before" if any(done) else ""
+        print(f"{count(len(done), 'image')} in {folder}{before}; see {folder / 'index.html'}")
+    return [folder / job.file for job in plan.jobs]
+
+
+def plan_anew(cfg: DictConfig) -> Plan:
+    """Scenes x seeds x scales of the options. ValueError or FileNotFoundError for wrong ones."""
+    check_complete(cfg)
+    scenes = load_scenes(as_value(cfg.scene))
+    sampling: Sampling = instantiate(cfg.sampling, _convert_="all")
+    check_counts(cfg)
+    scales = read_scale_grid(as_value(cfg.scale_grid))
+    if scales != [None]:
+        sampling = replace(sampling, form="full")
+    return Plan(
+        jobs=make_jobs(scenes, cfg.seed, cfg.num_images, scales),
+        sampling=sampling,
+        checkpoint=str(cfg.checkpoint),
+        overrides=list(cfg.overrides),
+        precision=cfg.trainer.precision,
+    )
+
+
+def plan_again(cfg: DictConfig) -> Plan:
+    """The picture that `cfg.recipe` holds the recipe of; `cfg.overrides` come after its own.
+
+    ValueError where an option is given that the recipe decides.
+    """
+    recipe = read_recipe(str(cfg.recipe))
+    sampling = instantiate(cfg.sampling, _convert_="all")
+    decided = {
+        "scene": not OmegaConf.is_missing(cfg, "scene"),
+        "seed": cfg.seed is not None,
+        "scale_grid": as_value(cfg.scale_grid) != {"text": None, "segments": None},
+        "sampling": plain_sampling(sampling) != plain_sampling(Sampling()),
+    }
+    for name in (name for name, given in decided.items() if given):
+        raise ValueError(f"{name}: given beside recipe={cfg.recipe}, which decides it")
+    check_counts(cfg)
+    recorded = OmegaConf.is_missing(cfg, "checkpoint")
+    return Plan(
+        jobs=[Job(recipe["scene"], recipe["seed"], recipe["scales"])],
+        sampling=recipe["sampling"],
+        checkpoint=recipe["made"]["checkpoint"] if recorded else str(cfg.checkpoint),
+        overrides=[*recipe["overrides"], *cfg.overrides],
+        precision=recipe["precision"],
+        recipe=recipe,
+    )
+
+
+def check_counts(cfg: DictConfig) -> None:
+    for name in ("num_images", "batch_size"):
+        if not is_int(cfg[name]) or cfg[name] < 1:
+            raise ValueError(f"{name}={cfg[name]}: expected at least 1")
+    if cfg.seed is not None and not is_int(cfg.seed):
+        raise ValueError(f"seed={cfg.seed}: expected a whole number or null")
+
+
+def check_options(cfg: DictConfig, plan: Plan) -> Path:
+    """The folder to write to; ValueError for what can be told without the model."""
+    make_scheduler(plan.sampling, {})
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(cfg.device)):
+        raise ValueError(f"device={cfg.device}: expected auto, cpu, cuda or cuda:N")
+    pick_device(cfg.device)
     folder = Path(cfg.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    rows, written = [], []
-    with tqdm(total=len(scenes) * sampling.num_steps, desc="sample", unit="step") as bar:
-        for scene in scenes:
-            first = scene.seed if cfg.seed is None else int(cfg.seed)
-            seeds = torch.arange(first, first + int(cfg.num_images))
-            images = paint_scene(model, scene, seeds, sampling, lambda *_: bar.update())
-            recipe = {"scene": scene.name, "prompt": scene.prompt, "sampling": str(sampling)}
-            recipe["texts"] = json.dumps(scene.texts)
-            for seed, image in zip(seeds.tolist(), images, strict=True):
-                path = folder / f"{scene.name}-{seed}.png"
-                save_png(path, image, recipe | {"seed": str(seed)})
-                written.append(path)
-            layout = overlay(None, scene.ids(), scene.texts, prompt=scene.prompt)
-            rows.append([layout, *(enlarge(image, layout.shape[1]) for image in images)])
-            save_png(folder / f"{scene.name}-layout.png", layout)
-            save_png(folder / f"{scene.name}.png", grid([rows[-1]]))
-    save_png(folder / "grid.png", grid(rows))
-    print(f"{len(written)} images in {folder}")
-    return written
+    try:
+        place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        with TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"out={folder}: {error.strerror or error}, expected a folder to write to"
+        ) from None
+    return folder
 
 
-def check_sizes(scenes: list[Scene], model: SpaText) -> None:
+def check_sizes(scenes: Sequence[Scene], model: SpaText) -> None:
     """Every side must be a multiple of what the denoiser halves it by."""
     multiple = model.backbone.multiple
     for scene in scenes:
@@ -66,6 +168,60 @@ def check_sizes(scenes: list[Scene], model: SpaText) -> None:
                 f"scene {scene.name}: size {scene.size[0]}x{scene.size[1]}, expected multiples of "
                 f"{multiple} for this model"
             )
+
+
+def remarks(model: SpaText, scenes: Sequence[Scene], sampling: Sampling) -> list[str]:
+    """What scenes say in vain."""
+    deaf = [scene.name for scene in scenes if scene.scales and sampling.form == "fast"]
+    lines = [f"scene {name}: scales have no effect without sampling.form=full" for name in deaf]
+    return lines + cut_texts(model, scenes, sampling)
+
+
+def compare(cfg: DictConfig, plan: Plan, origin: dict[str, Any]) -> list[str]:
+    """What makes a repeated picture another one. Other weights are refused with ValueError unless
+    the checkpoint was asked for."""
+    if plan.recipe is None:
+        return []
+    lines = []
+    if plan.recipe["model"] != origin["model"]:
+        told = f"checkpoint={plan.checkpoint}: its weights are not those that made {cfg.recipe}"
+        if OmegaConf.is_missing(cfg, "checkpoint"):
+            raise ValueError(f"{told}, expected checkpoint=PATH of those, or of others on purpose")
+        lines.append(told)
+    there, here = plan.recipe["packages"], origin["packages"]
+    changed = [f"{name} {there.get(name)} (now {here[name]})" for name in here
+               if there.get(name) != here[name]]  # fmt: skip
+    if changed:
+        lines.append(f"{cfg.recipe} was made with {', '.join(changed)}: pixels may differ")
+    return lines
+
+
+def make_trainer(cfg: DictConfig, plan: Plan, folder: Path) -> pl.Trainer:
+    """That of the trainer group, which here only starts processes and places the model."""
+    options: dict[str, Any] = {"precision": plan.precision}
+    if cfg.device != "auto":
+        kind, _, number = cfg.device.partition(":")
+        options["accelerator"] = {"cuda": "gpu"}.get(kind, kind)
+        options |= {"devices": [int(number)]} if number else {}
+    trainer: pl.Trainer = instantiate(
+        OmegaConf.merge(cfg.trainer, options),
+        default_root_dir=str(folder),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        _convert_="all",
+    )
+    return trainer
+
+
+def is_done(path: Path, job: Job, origin: dict[str, Any]) -> bool:
+    found = find_recipe(path)
+    wanted = dump_recipe(job.scene, job.seed, job.scales, origin)
+    return found is not None and same_picture(found, wanted)
+
+
+def as_value(node: Any) -> Any:
+    return OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
 
 
 @hydra.main(version_base="1.3", config_path="pkg://spatext.conf", config_name="sample")

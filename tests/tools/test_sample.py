@@ -1,4 +1,7 @@
+"""Pictures of scenes: which files, what in them, and that they depend on nothing else."""
+
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -8,41 +11,18 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from runs import compose_config, load_last
+from runs import load_last
+from samples import GARDEN, SQUARE, WIDE, pixels, recipe_of, sample, write_scenes
 from spatext.callbacks.images import paint_scene
 from spatext.datamodules.scenes import load_scene
 from spatext.modules.generate import Sampling
 from spatext.tools.loading import load_model
-from spatext.tools.sample import sample_scenes
-
-SQUARE = """
-prompt: a sandy beach
-size: 16
-seed: 5
-regions:
-  - {text: a red circle, box: [1, 2, 8, 12]}
-  - {text: a blue square, box: [9, 4, 15, 12]}
-"""
-WIDE = "{prompt: a dusk sky, size: [8, 24], regions: []}"
+from spatext.tools.sample_jobs import Job, make_batches
 
 
 @pytest.fixture
 def scenes(tmp_path: Path) -> Path:
-    folder = tmp_path / "scenes"
-    folder.mkdir()
-    (folder / "square.yaml").write_text(SQUARE)
-    (folder / "wide.yaml").write_text(WIDE)
-    return folder
-
-
-def sample(checkpoint: Path, scene: Path, out: Path, *overrides: str) -> list[Path]:
-    options = [f"checkpoint={checkpoint}", f"scene={scene}", f"out={out}", "device=cpu"]
-    options += ["sampling.num_steps=2", "num_images=1", *overrides]
-    return sample_scenes(compose_config("sample", options))
-
-
-def pixels(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path)).astype(int)
+    return write_scenes(tmp_path / "scenes", square=SQUARE, wide=WIDE)
 
 
 def test_a_folder_of_scenes_becomes_pictures(
@@ -52,40 +32,42 @@ def test_a_folder_of_scenes_becomes_pictures(
     written = sample(checkpoint, scenes, out, "num_images=2")
     names = ["square-5.png", "square-6.png", "wide-0.png", "wide-1.png"]
     assert [path.name for path in written] == names
-    rows = [f"{scene}{end}.png" for scene in ("square", "wide") for end in ("", "-layout")]
-    assert {path.name for path in out.iterdir()} == {*names, *rows, "grid.png"}
-    assert f"4 images in {out}" in capsys.readouterr().out
+    layouts = {"square-layout.png", "wide-layout.png"}
+    assert {path.name for path in out.iterdir()} == {*names, *layouts, "grid.png", "index.html"}
+    told = capsys.readouterr()
+    assert told.out == f"4 images in {out}; see {out}/index.html\n"
+    assert "4.0/4 images" in told.err  # one bar, to its end
     assert [pixels(path).shape for path in written] == [(16, 16, 3)] * 2 + [(8, 24, 3)] * 2
     assert all(pixels(path).std() > 1 for path in written)  # no flat colour
-    # A row is the layout and an enlarged copy of each sample, and the grid is all rows.
-    row, layout = pixels(out / "square.png"), pixels(out / "square-layout.png")
+    # A row of the grid is the layout and an enlarged copy of each picture.
+    whole, layout = pixels(out / "grid.png"), pixels(out / "square-layout.png")
+    below = pixels(out / "wide-layout.png")
     height, width = layout.shape[:2]
-    np.testing.assert_array_equal(row[8 : 8 + height, 8 : 8 + width], layout)
-    left, times = 16 + width, width // 16
-    enlarged = pixels(written[0]).repeat(times, axis=0).repeat(times, axis=1)
-    np.testing.assert_array_equal(row[8 : 8 + 16 * times, left : left + 16 * times], enlarged)
-    whole, below = pixels(out / "grid.png"), pixels(out / "wide-layout.png")
     np.testing.assert_array_equal(whole[8 : 8 + height, 8 : 8 + width], layout)
-    top, size = row.shape[0], below.shape[:2]
+    left, times = 16 + below.shape[1], width // 16  # its column is as wide as the wider layout
+    enlarged = pixels(written[0]).repeat(times, axis=0).repeat(times, axis=1)
+    np.testing.assert_array_equal(whole[8 : 8 + 16 * times, left : left + 16 * times], enlarged)
+    top, size = 16 + height, below.shape[:2]
     np.testing.assert_array_equal(whole[top : top + size[0], 8 : 8 + size[1]], below)
 
 
-def test_a_picture_holds_its_recipe(checkpoint: Path, scenes: Path, tmp_path: Path) -> None:
+def test_scenes_of_a_glob_and_of_a_list(checkpoint: Path, scenes: Path, tmp_path: Path) -> None:
+    names = [path.name for path in sample(checkpoint, f"{scenes}/*u*.yaml", tmp_path / "glob")]
+    assert names == ["square-5.png"]
+    files = f"[{scenes}/wide.yaml,{scenes}/square.yaml]"
+    names = [path.name for path in sample(checkpoint, files, tmp_path / "list")]
+    assert names == ["wide-0.png", "square-5.png"]
+
+
+def test_a_picture_is_that_of_the_model_called_by_hand(
+    checkpoint: Path, scenes: Path, tmp_path: Path
+) -> None:
     options = ("seed=40", "sampling.scale=2.5", "sampling.scheduler=DPMSolverMultistepScheduler")
     (path,) = sample(checkpoint, scenes / "square.yaml", tmp_path / "out", *options)
-    text = Image.open(path).text  # type: ignore[attr-defined]
-    assert (text["scene"], text["prompt"], text["seed"]) == ("square", "a sandy beach", "40")
-    assert json.loads(text["texts"]) == ["a red circle", "a blue square"]
-    expected = Sampling(scheduler="DPMSolverMultistepScheduler", num_steps=2, scale=2.5)
-    assert text["sampling"] == str(expected)
-    # The recipe is enough: the same picture comes from what it says.
-    again = paint_scene(
-        load_model(checkpoint),
-        load_scene(scenes / "square.yaml"),
-        torch.tensor([int(text["seed"])]),
-        expected,
-    )
-    assert np.abs(again[0] - pixels(path)).max() <= 1
+    sampling = Sampling(scheduler="DPMSolverMultistepScheduler", num_steps=2, scale=2.5)
+    scene = load_scene(scenes / "square.yaml")
+    expected = paint_scene(load_model(checkpoint), scene, torch.tensor([40]), sampling)
+    np.testing.assert_array_equal(pixels(path), expected[0])
 
 
 def test_a_seed_is_a_picture(checkpoint: Path, scenes: Path, tmp_path: Path) -> None:
@@ -99,6 +81,101 @@ def test_a_seed_is_a_picture(checkpoint: Path, scenes: Path, tmp_path: Path) -> 
     assert np.abs(pixels(first) - pixels(alone)).max() <= 1  # another batch may round otherwise
     assert np.abs(pixels(second) - pixels(first)).mean() > 2
     assert np.abs(pixels(third) - pixels(second)).mean() > 2
+
+
+def test_batches_and_order_change_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    """Three scenes, two of one size, by three seeds: 9 jobs in batches of 1, 3 and 8."""
+    scenes = write_scenes(tmp_path / "scenes", square=SQUARE, garden=GARDEN, wide=WIDE)
+    found = {}
+    for size in (1, 3, 8):
+        out = tmp_path / f"by-{size}"
+        found[size] = sample(checkpoint, scenes, out, "num_images=3", f"batch_size={size}")
+    files = ",".join(str(scenes / f"{name}.yaml") for name in ("wide", "square", "garden"))
+    found[0] = sample(checkpoint, f"[{files}]", tmp_path / "order", "num_images=3", "batch_size=3")
+    assert [path.name for path in found[0]] != [path.name for path in found[1]]
+    for size in (3, 8, 0):
+        for path in found[size]:
+            alone = pixels(tmp_path / "by-1" / path.name)
+            assert np.abs(pixels(path) - alone).max() <= 1, path  # of 255: the last place
+            assert recipe_of(path) == recipe_of(tmp_path / "by-1" / path.name)
+
+
+def jobs_of(scenes: Path, num: int) -> list[Job]:
+    paths = sorted(scenes.glob("*.yaml"))
+    return [Job(load_scene(path), seed) for path in paths for seed in range(num)]
+
+
+def test_jobs_of_one_size_share_batches(tmp_path: Path) -> None:
+    jobs = jobs_of(write_scenes(tmp_path, a=SQUARE, b=WIDE, c=GARDEN), 3)
+    batches = make_batches(jobs, [False] * 9, 4)
+    squares, wide = [*jobs[:3], *jobs[6:]], jobs[3:6]
+    assert batches == [squares[:4], squares[4:], wide]
+    # What is done leaves the batches of the others as they were.
+    done = [job in squares[:4] or job == wide[1] for job in jobs]
+    assert make_batches(jobs, done, 4) == [squares[4:], [wide[0], wide[2]]]
+    assert make_batches(jobs, [True] * 9, 4) == []
+
+
+# --- going on ------------------------------------------------------------------------------------
+
+
+def times(paths: list[Path]) -> list[int]:
+    return [path.stat().st_mtime_ns for path in paths]
+
+
+def forget_times(paths: list[Path]) -> None:
+    for path in paths:
+        os.utime(path, ns=(0, 0))
+
+
+def test_a_stopped_command_goes_on(
+    checkpoint: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("num_images=3", "batch_size=1")
+    written = sample(checkpoint, scenes, tmp_path / "out", *options)
+    expected = [path.read_bytes() for path in written]
+    forget_times(written)
+    written[1].unlink()
+    written[2].write_bytes(expected[2][:-20])  # cut
+    Image.fromarray(pixels(written[4]).astype(np.uint8)).save(written[4])  # without a recipe
+    capsys.readouterr()
+    assert sample(checkpoint, scenes, tmp_path / "out", *options) == written
+    assert [time == 0 for time in times(written)] == [True, False, False, True, False, True]
+    assert [path.read_bytes() for path in written] == expected
+    assert "6 images in" in (told := capsys.readouterr()).out
+    assert ", 3 of them made before;" in told.out
+    assert "3.0/3 images" in told.err
+
+    forget_times(written)
+    sheet = tmp_path / "out" / "index.html"
+    sheet.unlink()
+    sample(checkpoint, scenes, tmp_path / "out", *options)
+    assert times(written) == [0] * 6
+    assert sheet.is_file()
+    assert "images [" not in capsys.readouterr().err  # no bar for no work
+
+
+def test_a_changed_recipe_overwrites(checkpoint: Path, scenes: Path, tmp_path: Path) -> None:
+    """The option, the text of one scene; more seeds leave what is there."""
+    out = tmp_path / "out"
+    written = sample(checkpoint, scenes, out)
+    forget_times(written)
+    more = sample(checkpoint, scenes, out, "num_images=2")
+    assert times(written) == [0, 0]
+    assert set(written) < set(more)
+
+    (scenes / "square.yaml").write_text(SQUARE.replace("a red circle", "a blue sea"))
+    sample(checkpoint, scenes, out)
+    assert [time == 0 for time in times(written)] == [False, True]
+    assert recipe_of(written[0])["scene"]["regions"][0]["text"] == "a blue sea"
+
+    forget_times(written)
+    sample(checkpoint, scenes, out, "sampling.scale=2.0")
+    assert 0 not in times(written)
+    assert [recipe_of(path)["sampling"]["scale"] for path in written] == [2.0, 2.0]
+
+
+# --- the model -----------------------------------------------------------------------------------
 
 
 def test_the_averaged_weights_are_loaded(checkpoint: Path) -> None:
@@ -139,6 +216,9 @@ def test_overrides_find_a_base_that_has_moved(
     np.testing.assert_array_equal(pixels(after), pixels(before))
 
 
+# --- mistakes ------------------------------------------------------------------------------------
+
+
 def test_a_size_that_the_model_cannot_halve_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     scene = tmp_path / "odd.yaml"
     scene.write_text("{prompt: a dusk sky, size: [16, 18], regions: []}")
@@ -146,3 +226,50 @@ def test_a_size_that_the_model_cannot_halve_is_refused(checkpoint: Path, tmp_pat
     with pytest.raises(ValueError, match=message):
         sample(checkpoint, scene, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("num_images=0", "num_images=0: expected at least 1"),
+        ("num_images=1.5", "num_images=1.5: expected at least 1"),
+        ("batch_size=0", "batch_size=0: expected at least 1"),
+        ("seed=1.5", "seed=1.5: expected a whole number or null"),
+        ("seed=-1", "seed: found -1 for 1 images of scene square, expected 0 <= seed"),
+        (f"seed={2**63}", r"and seed \+ num_images <= 2\^63"),
+        ("device=tpu", "device=tpu: expected auto, cpu, cuda or cuda:N"),
+        ("sampling.scheduler=DDMI", "sampling.scheduler: found 'DDMI', expected the name"),
+        ("scale_grid.text=[0,1]", "scale_grid.segments: found None, expected a list of numbers"),
+        ("scale_grid={text:[0,0.0],segments:[1]}", r"scale_grid.text: found \[0, 0.0\]"),
+        ("scale_grid={text:[],segments:[1]}", r"scale_grid.text: found \[\]"),
+        ("scale_grid={text:[1],segments:[-1]}", r"scale_grid.segments: found \[-1\]"),
+        ("scale_grid={text:[1],segments:[.nan]}", r"scale_grid.segments: found \['.nan'\]"),
+        ("scale_grid={text:[1],segments:[nan]}", r"scale_grid.segments: found \[nan\]"),
+        ("scale_grid={text:3,segments:[1]}", "scale_grid.text: found 3, expected a list"),
+        ("scale_grid=5", "scale_grid: found 5, expected text and segments"),
+    ],
+)
+def test_wrong_options(scenes: Path, tmp_path: Path, option: str, message: str) -> None:
+    """Before the checkpoint is looked at, which is missing here."""
+    options = (option, "device=cpu") if "device" not in option else (option,)
+    with pytest.raises(ValueError, match=message):
+        sample(tmp_path / "none.ckpt", scenes, tmp_path / "out", *options)
+
+
+def test_no_scene(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="expected scenes"):
+        sample(tmp_path / "none.ckpt", tmp_path, tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="expected scenes"):
+        sample(tmp_path / "none.ckpt", f"{tmp_path}/*.json", tmp_path / "out")
+
+
+def test_a_folder_that_takes_no_files(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"out=/proc/x: .*, expected a folder to write"):
+        sample(tmp_path / "none.ckpt", scenes, Path("/proc/x"))
+
+
+def test_a_file_is_no_folder_to_write_to(scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(ValueError, match=f"out={out}: Not a directory, expected a folder"):
+            sample(tmp_path / "none.ckpt", scenes, out)

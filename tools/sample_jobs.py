@@ -1,0 +1,179 @@
+"""What is to be painted, in which batches, and by which process."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from spatext.callbacks.images import paint_scenes
+from spatext.datamodules.documents import brief, is_int
+from spatext.datamodules.drawing import save_png
+from spatext.datamodules.scenes import Scene
+from spatext.modules.generate import Sampling
+from spatext.modules.spatext import SpaText
+from spatext.tools.recipes import RECIPE, dump_recipe
+
+AXES = ("text", "segments")  # of a grid of scales: to the right, and down
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture. `scales` None: those of the scene or of the sampling."""
+
+    scene: Scene
+    seed: int
+    scales: Mapping[str, float] | None = None
+
+    @property
+    def file(self) -> str:
+        scales = "".join(f"-{name}{value:g}" for name, value in (self.scales or {}).items())
+        return f"{self.scene.name}-{self.seed}{scales}.png"
+
+
+def make_jobs(
+    scenes: Sequence[Scene],
+    seed: int | None,
+    num_images: int,
+    scales: Sequence[Mapping[str, float] | None],
+) -> list[Job]:
+    """Scenes x seeds x scales; `seed` None starts at the scene's own.
+
+    ValueError where a seed would leave its range.
+    """
+    jobs = []
+    for scene in scenes:
+        first = scene.seed if seed is None else seed
+        if not 0 <= first <= 2**63 - num_images:
+            raise ValueError(
+                f"seed: found {first} for {num_images} images of scene {scene.name}, expected "
+                "0 <= seed and seed + num_images <= 2^63"
+            )
+        jobs += [Job(scene, first + i, pair) for i in range(num_images) for pair in scales]
+    return jobs
+
+
+def read_scale_grid(value: Any) -> list[Mapping[str, float] | None]:
+    """All pairs, segments slowest; [None] where the grid is off. `value` is the option's.
+
+    ValueError where it is half given or a list holds no numbers, negative ones or one twice.
+    """
+    if not isinstance(value, dict) or set(value) != set(AXES):
+        raise ValueError(f"scale_grid: found {brief(value)}, expected {' and '.join(AXES)}")
+    if all(value[name] is None for name in AXES):
+        return [None]
+    axes = {name: _read_axis(name, value[name]) for name in AXES}
+    return [{"text": s, "segments": t} for t in axes["segments"] for s in axes["text"]]
+
+
+def _read_axis(name: str, value: Any) -> list[float]:
+    numbers = value if isinstance(value, list) else []
+    fits = all((is_int(x) or isinstance(x, float)) and 0 <= x < math.inf for x in numbers)
+    if not numbers or not fits or len({f"{x:g}" for x in numbers}) < len(numbers):
+        raise ValueError(
+            f"scale_grid.{name}: found {brief(value)}, expected a list of numbers of at least 0, "
+            "each once, such as [0, 1, 3, 5]"
+        )
+    return [float(x) for x in numbers]
+
+
+def make_batches(jobs: Sequence[Job], done: Sequence[bool], batch_size: int) -> list[list[Job]]:
+    """Jobs of one size together, up to `batch_size`, whatever their scenes; `done` ones left out.
+
+    They are left out last, so that what a stopped command had painted does not change who is in a
+    batch with whom: rounding depends on it.
+    """
+    by_size: dict[tuple[int, int], list[tuple[Job, bool]]] = {}
+    for job, finished in zip(jobs, done, strict=True):
+        by_size.setdefault(job.scene.size, []).append((job, finished))
+    batches = [
+        [job for job, finished in pairs[start : start + batch_size] if not finished]
+        for pairs in by_size.values()
+        for start in range(0, len(pairs), batch_size)
+    ]
+    return [batch for batch in batches if batch]
+
+
+class Painter(pl.LightningModule):
+    """Paints and writes the batches of this process, for `Trainer.predict`.
+
+    Process r of n takes batches r, r + n, ... So a picture is painted in the same company, hence
+    bit for bit alike, on any number of processes.
+    """
+
+    def __init__(
+        self,
+        model: SpaText,
+        sampling: Sampling,
+        batches: Sequence[Sequence[Job]],
+        folder: Path,
+        origin: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.model, self.sampling = model, sampling
+        self.batches, self.folder, self.origin = batches, folder, origin
+        self.bar: Any = None
+
+    def rounds(self, num_processes: int) -> range:
+        """One item per batch of the busiest process: all must come to the same meetings."""
+        return range(math.ceil(len(self.batches) / num_processes))
+
+    def on_predict_start(self) -> None:
+        self.bar = tqdm(
+            total=sum(map(len, self.batches)),
+            desc="sample",
+            disable=not self.trainer.is_global_zero,
+            bar_format="{l_bar}{bar}| {n:.1f}/{total} images [{elapsed}<{remaining}]",
+        )
+
+    def on_predict_end(self) -> None:
+        self.bar.close()
+        self.trainer.strategy.barrier("all pictures are written")
+
+    def predict_step(self, batch: int, batch_idx: int) -> int:
+        number = batch * self.trainer.world_size + self.trainer.global_rank
+        jobs = self.batches[number] if number < len(self.batches) else []
+        if jobs:
+            self.paint(jobs)
+        return len(jobs)
+
+    def paint(self, jobs: Sequence[Job]) -> None:
+        start = self.bar.n
+        share = self.share() * len(jobs)
+
+        def on_step(step: int, x_t: Tensor, x_0_hat: Tensor) -> None:
+            done = min(1.0, (step + 1) / self.sampling.num_steps)  # some schedulers take more
+            self.bar.update(start + share * done - self.bar.n)
+
+        images = paint_scenes(
+            self.model,
+            [job.scene for job in jobs],
+            torch.tensor([job.seed for job in jobs]),
+            self.sampling,
+            scales=[job.scales for job in jobs if job.scales] or None,
+            on_step=on_step,
+        )
+        for job, image in zip(jobs, images, strict=True):
+            recipe = dump_recipe(job.scene, job.seed, job.scales, self.origin)
+            save_png(self.folder / job.file, image, {RECIPE: recipe})
+        self.bar.update(start + share - self.bar.n)
+
+    def share(self) -> float:
+        """Pictures of all processes over those of this one: its bar stands for all."""
+        own = self.batches[self.trainer.global_rank :: self.trainer.world_size]
+        return sum(map(len, self.batches)) / sum(map(len, own))
+
+
+def grouped(jobs: Sequence[Job]) -> Iterator[tuple[Scene, list[list[Job]]]]:
+    """(scene, its jobs by seed) in order."""
+    scenes: dict[str, dict[int, list[Job]]] = {}
+    for job in jobs:
+        scenes.setdefault(job.scene.name, {}).setdefault(job.seed, []).append(job)
+    for seeds in scenes.values():
+        rows = list(seeds.values())
+        yield rows[0][0].scene, rows
