@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import diffusers
@@ -124,8 +124,9 @@ def generate(
     with each_text_once(backbone):
         conditions = model.scene_conditions(full_prompts, ids, texts, seeds).to(dtype=dtype)
         null = null_conditions(model, controls.negative_prompts).to(dtype=dtype)
-    conditions = on_grid(conditions, backbone.factor)
-    cells = conditions.segments.ids
+    segments = conditions.segments
+    size = (ids.shape[1] // backbone.factor, ids.shape[2] // backbone.factor)
+    cells = reduce_ids(segments.ids, segments.valid, size)
     x_T = start_noise(controls, cells, seeds, backbone.channels)
     with economical(backbone, sampling):
         x_0 = sample(
@@ -138,14 +139,6 @@ def generate(
             on_step=on_step,
         )
         return paste(backbone.decode(x_0.to(dtype)), controls)
-
-
-def on_grid(conditions: Conditions, factor: int) -> Conditions:
-    """The ids brought to the grid of the latents once, instead of at every step."""
-    segments = conditions.segments
-    size = (segments.ids.shape[1] // factor, segments.ids.shape[2] // factor)
-    cells = reduce_ids(segments.ids, segments.valid, size)
-    return replace(conditions, segments=replace(segments, ids=cells))
 
 
 def guide(

@@ -7,10 +7,23 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from painted import FREE, IDS, NUM, PICTURES, SEEDS, everything, fill, first_rows, load_loud, paint
+from painted import (
+    FREE,
+    IDS,
+    LOCAL,
+    NUM,
+    PICTURES,
+    PROMPTS,
+    SEEDS,
+    everything,
+    fill,
+    first_rows,
+    load_loud,
+    paint,
+)
 from spatext.modules.functional.sampling import initial_noise
 from spatext.modules.functional.st import reduce_ids
-from spatext.modules.generate import Sampling, generate, to_pixels
+from spatext.modules.generate import Sampling, generate, make_scheduler, to_pixels
 from spatext.modules.painting import Controls, start_noise
 from spatext.modules.spatext import SpaText
 from tiny import CHANNELS, LATENT_SIZE, SIZE, TEXTS
@@ -40,6 +53,22 @@ def test_an_image_does_not_depend_on_its_batch(model: SpaText, scheduler: str, f
             assert (a - b).abs().max() <= 1  # float error may cross the border of a rounding
             assert (a != b).float().mean() < 0.01
     assert (latents[-1][:-1] - latents[-1][1:]).abs().amax(dim=(1, 2, 3)).min() > 1e-2
+
+
+def test_the_network_is_told_what_is_painted(model: SpaText) -> None:
+    """One step without guidance, written out: the regions end inside of latent cells."""
+    backbone = model.backbone
+    conditions = model.scene_conditions(PROMPTS, IDS, LOCAL, SEEDS)
+    x_T = initial_noise(SEEDS, (CHANNELS, LATENT_SIZE, LATENT_SIZE))
+    sampling = Sampling(num_steps=1, scale=1.0, append_texts=False)
+    scheduler = make_scheduler(sampling, backbone.scheduler_config)
+    scheduler.set_timesteps(1)
+    t = scheduler.timesteps[0]
+    with torch.no_grad():
+        prediction = backbone.denoise(x_T, t.expand(NUM), conditions)
+    (found,), _ = paint(model, range(NUM), num_steps=1, scale=1.0, append_texts=False)
+    expected = scheduler.step(prediction, t, x_T).prev_sample
+    assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_an_image_that_asks_for_nothing_is_a_plain_one(model: SpaText) -> None:
