@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-web lint format clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "PYTHON=... names the interpreter that .venv is built from (>= 3.11; now: $(PYTHON))."
 
 demo: $(VENV)/.installed  ## install into .venv, then run spatext-demo
@@ -16,6 +16,9 @@ demo: $(VENV)/.installed  ## install into .venv, then run spatext-demo
 
 test: lint  ## install into .venv with the developer tools, then run every check and every test
 	$(BIN)/python -m pytest -q --durations=15
+
+test-web: $(VENV)/.installed-web  ## use the page in a real Chromium; screenshots in outputs/web
+	$(BIN)/python -m pytest -q tests/web
 
 lint: $(VENV)/.installed-dev  ## ruff, mypy and the import layers
 	$(BIN)/ruff check .
@@ -42,10 +45,14 @@ $(BIN)/python:
 # The stamps are written last, so an interrupted installation is taken up again by the next call.
 $(VENV)/.installed: setup.cfg pyproject.toml | $(BIN)/python
 	@echo "Installing spatext and its dependencies into $(VENV): several GB, takes minutes the first time ..."
-	$(PIP) install --editable .
+	$(PIP) install --editable '.[app]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing the developer tools into $(VENV) ..."
-	$(PIP) install --editable '.[dev]'
+	$(PIP) install --editable '.[app,retrieval,dev]'
+	@touch $@
+
+$(VENV)/.installed-web: $(VENV)/.installed-dev
+	$(PIP) install --editable '.[app,retrieval,dev,browser]'
 	@touch $@

@@ -27,9 +27,12 @@ def choices(group: str) -> list[str]:
 
 GROUPS = {
     "train": ("datamodule", "module", "trainer", "callbacks", "logger", "experiment"),
-    "sample": ("sampling",),
+    "sample": ("sampling", "trainer"),
+    "app": ("sampling",),
+    "embed": (),
+    "priors": (),
 }
-CALLS = [("train", []), ("sample", [])] + [
+CALLS = [(name, []) for name in GROUPS] + [
     (name, [f"{group}={choice}"])
     for name, groups in GROUPS.items()
     for group in groups
@@ -99,7 +102,7 @@ def bind(node: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("name", "overrides"), CALLS, ids=str)
 def test_composes_resolves_and_binds(name: str, overrides: list[str]) -> None:
     found = list(targets(compose_filled(name, overrides)))
-    assert len(found) >= (1 if name == "sample" else 8)
+    assert len(found) >= {"train": 8, "embed": 2}.get(name, 1)
     check_binds(found)
 
 
@@ -131,8 +134,8 @@ def test_sampling_options_are_the_fields_with_their_defaults() -> None:
     """Written out in the file so that they can be seen and overridden."""
     options = compose_filled("sample", [])["sampling"]
     assert options.pop("_target_") == "spatext.modules.generate.Sampling"
-    default = Sampling()
-    assert options == {name: getattr(default, name) for name in vars(default)}
+    default = vars(Sampling())
+    assert options == {name: [*v] if isinstance(v, tuple) else v for name, v in default.items()}
 
 
 def test_experiments_open_with_what_they_are() -> None:

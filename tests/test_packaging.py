@@ -98,7 +98,9 @@ def imported_libraries(file: Path) -> Iterator[str]:
 
 def test_every_imported_library_is_required() -> None:
     """Not only brought along by another requirement, which may drop it."""
-    requires = CONFIG["options"]["install_requires"].split()
+    extras = CONFIG["options.extras_require"]
+    requires = [*CONFIG["options"]["install_requires"].split()]
+    requires += [*extras["app"].split(), *extras["retrieval"].split()]
     required = {re.split("[<>=!~;[]", line)[0].lower().replace("_", "-") for line in requires}
     distributions = packages_distributions()
     undeclared = {

@@ -55,10 +55,19 @@ def read_checkpoint(path: Path, option: str) -> dict[str, Any]:
 
 
 def override(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """`config` with dotted `key=value` assignments; ValueError for a key that it does not have."""
+    """`config` with dotted `key=value` assignments; ValueError for a key that it does not have.
+
+    A value with a `_target_` is another component: it takes the place of the whole node.
+    """
     OmegaConf.set_struct(config, True)
     try:
-        config.merge_with_dotlist([*overrides])
+        for assignment in overrides:
+            key = assignment.partition("=")[0]
+            value = OmegaConf.select(OmegaConf.from_dotlist([assignment]), key)
+            if isinstance(value, DictConfig) and "_target_" in value:
+                OmegaConf.update(config, key, value, merge=False)
+            else:
+                config.merge_with_dotlist([assignment])
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

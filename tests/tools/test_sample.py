@@ -16,6 +16,7 @@ from samples import GARDEN, SQUARE, WIDE, pixels, recipe_of, sample, write_scene
 from spatext.callbacks.images import paint_scene
 from spatext.datamodules.scenes import load_scene
 from spatext.modules.generate import Sampling
+from spatext.modules.networks.priors import IdentityPrior
 from spatext.tools.loading import load_model
 from spatext.tools.sample_jobs import Job, make_batches
 
@@ -214,6 +215,12 @@ def test_overrides_find_a_base_that_has_moved(
     option = f"overrides={json.dumps(places)}"  # the form that conf/sample.yaml shows
     (after,) = sample(tmp_path / "moved.ckpt", scene, tmp_path / "after", option)
     np.testing.assert_array_equal(pixels(after), pixels(before))
+
+
+def test_an_override_may_put_another_component_in_place(checkpoint: Path) -> None:
+    identity = "module.prior={_target_: spatext.modules.networks.priors.IdentityPrior}"
+    model = load_model(checkpoint, overrides=[identity])
+    assert isinstance(model.prior, IdentityPrior)  # the linear one's path is gone with it
 
 
 # --- mistakes ------------------------------------------------------------------------------------
