@@ -42,7 +42,6 @@ def generators() -> list[torch.Generator]:
         (DDIMScheduler, {"clip_sample": False}),
         (DDPMScheduler, {"clip_sample": False}),
         (DPMSolverMultistepScheduler, {}),
-        (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
         (EulerDiscreteScheduler, {}),
         (EulerAncestralDiscreteScheduler, {}),
         (HeunDiscreteScheduler, {}),
@@ -56,7 +55,6 @@ def test_the_background_has_the_level_of_every_step(cls: Any, options: dict[str,
     seen: list[torch.Tensor] = []
     expected: list[torch.Tensor] = []
     free: list[bool] = []
-    karras = options.get("use_karras_sigmas")
 
     def denoise(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         seen.append(x_t[KEPT])
@@ -76,9 +74,7 @@ def test_the_background_has_the_level_of_every_step(cls: Any, options: dict[str,
         background=background,
         on_step=lambda _, __, x_0_hat: x_0_hats.append(x_0_hat),
     )
-    # Karras' levels lie between the steps of training, and their t is rounded.
-    tolerance = {"rtol": 0, "atol": 0.02} if karras else {"rtol": 1e-3, "atol": 1e-4}
-    assert_close(seen, expected, **tolerance)
+    assert_close(seen, expected, rtol=1e-3, atol=1e-4)
     assert torch.equal(found[KEPT], X_0[KEPT])
     for x_0_hat in x_0_hats:
         assert torch.equal(x_0_hat[KEPT], X_0[KEPT])
@@ -86,6 +82,23 @@ def test_the_background_has_the_level_of_every_step(cls: Any, options: dict[str,
     # Elementwise, so that what is free does not know of the background.
     assert_close(found[~KEPT], alone[~KEPT])
     assert (found - alone)[KEPT].abs().mean() > 0.1
+
+
+def test_steps_of_one_t_have_levels_of_their_own() -> None:
+    """Karras' levels lie between the steps of training, and their t is rounded."""
+    scheduler = DPMSolverMultistepScheduler(**BETAS, use_karras_sigmas=True)
+    seen: list[torch.Tensor] = []
+
+    def denoise(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append(x_t[KEPT])
+        return torch.tanh(x_t)
+
+    sample(denoise, scheduler, X_T, 300, background=Background(X_0, X_T, FREE))
+    scheduler.set_timesteps(300)
+    assert len(scheduler.timesteps.unique()) < 300
+    levels = 1 / (1 + scheduler.sigmas[:-1].square())
+    expected = [add_noise(X_0, X_T, a_t.expand(3))[KEPT] for a_t in levels]
+    assert_close(seen, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_region_map() -> None:

@@ -161,6 +161,14 @@ def test_halves_are_measured_in_float32() -> None:
     assert recall_at(*half) == recall_at(half[0].float(), half[1].float())
 
 
+def test_low_precision_of_products_is_not_let_in() -> None:
+    """As in a validation under autocast: cosines 5e-5 apart are told apart."""
+    angles = torch.arange(50) * 1e-2
+    image = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert recall_at(image, image, (1,)) == {1: 1.0}
+
+
 def test_one_pair_is_refused() -> None:
     one = torch.ones(1, 2)
     with pytest.raises(ValueError, match=r"^prior_metrics: found 1 pairs, expected at least 2$"):

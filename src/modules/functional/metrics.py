@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 RECALLS = (1, 5, 10)
-TIE = 1e-6  # cosines closer than this are one: twice the rounding of float32
-CHUNK = 2**24  # cosines held at a time: 64 MiB of float32
+TIE = 1e-6  # cosines closer than this are one: embeddings are float32 at best
+CHUNK = 2**24  # cosines held at a time: 128 MiB of float64
 
 
 def prior_metrics(
@@ -85,14 +85,15 @@ def recall_at(
     where the order of rows or the benefit of the doubt would give it anything up to 1; a prediction
     that is not finite scores 0. An image that occurs m times is tied with itself: give each once.
 
-    The matrix of all cosines is made in chunks of rows, in float32 or better.
+    The matrix of all cosines is made in chunks of rows, in float64, which neither TF32 nor autocast
+    touches: their rounding would make neighbours of strangers.
     """
     n = len(image_embeds)
-    pool, queries = unit(image_embeds), unit(predicted)
-    hits = torch.zeros(len(ks), dtype=long(pool), device=pool.device)
+    pool = unit(image_embeds).to(long(image_embeds))
+    hits = torch.zeros(len(ks), dtype=pool.dtype, device=pool.device)
     size = max(1, CHUNK // n)
     for start in range(0, n, size):
-        cosines = queries[start : start + size] @ pool.mT
+        cosines = unit(predicted[start : start + size]).to(pool.dtype) @ pool.mT
         true = cosines.diagonal(start)[:, None]
         below = (cosines < true - TIE).sum(1)
         tied = ((cosines - true).abs() <= TIE).sum(1)  # with itself, unless it is not finite

@@ -97,8 +97,8 @@ def make_index(faiss: Any, width: int, kind: str, read: Read, rows: Int64[np.nda
 class RetrievalPrior(nn.Module):
     """The training image embedding nearest to the text by cosine, or the mean of the k nearest.
 
-    The mean is that of the directions' sum, at the mean norm of the k: an average of vectors is
-    shorter than they are, and a denoiser has seen none so short. Our choice.
+    The mean of k is stretched to their mean norm: it is shorter than they are, and a denoiser has
+    seen none so short. Our choice.
 
     Text and image embeddings of CLIP lie in two cones, apart by more than the texts are among
     themselves (Liang et al. 2022, "Mind the gap"), so the image next to a raw text is often one
@@ -183,13 +183,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Names what is missing, cut or of another version."""
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(
-            f"module.prior.path={folder}: no {CONFIG} in it, expected a folder of spatext-index"
+            f"module.prior.path={folder}: no {CONFIG} in it, expected a folder of spatext-retrieval"
         )
     config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
     if config.get("version") != VERSION or "bytes" not in config:
         raise ValueError(
             f"module.prior.path={folder}: {CONFIG} is not that of an index of version {VERSION}, "
-            "expected a folder of spatext-index"
+            "expected a folder of spatext-retrieval"
         )
     for name, expected in config["bytes"].items():
         path = folder / name

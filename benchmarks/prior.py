@@ -1,0 +1,278 @@
+"""Throughput of the diffusion prior: its training step, and drawing for many regions at once.
+
+    python benchmarks/prior.py --repeats 5
+    python benchmarks/prior.py --size vit-l14 --device cuda --dtype bfloat16 --regions 256
+
+Beside each stands what one would write with diffusers alone, on the same weights. Training: noise,
+steps and dropped texts from the global generator, AdamW as torch makes it. Drawing: a loop over the
+regions, each with its candidates and both branches of guidance in one batch, UnCLIPScheduler. Texts
+are already encoded. Median over repeats, the two forms run alternately in one process.
+"""
+
+import argparse
+import csv
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import PriorTransformer, UnCLIPScheduler
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
+
+from spatext.modules.networks.clip import TextFeatures
+from spatext.modules.networks.diffusion_prior import DiffusionPrior
+from spatext.modules.optim import adamw
+
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {
+        "num_attention_heads": 4,
+        "attention_head_dim": 32,
+        "num_layers": 4,
+        "embedding_dim": 64,
+        "num_embeddings": 64,
+    },
+    "vit-l14": {
+        "num_attention_heads": 32,
+        "attention_head_dim": 64,
+        "num_layers": 20,
+        "embedding_dim": 768,
+        "num_embeddings": 77,
+    },
+}
+SCHEDULE = "squaredcos_cap_v2"
+TEXT_LENGTHS = (6, 20)  # tokens, as local texts have
+
+
+@dataclass(frozen=True)
+class Case:
+    size: str
+    device: str
+    dtype: str
+    num: int  # pairs of a training step, or regions
+    num_steps: int
+    num_candidates: int
+    guidance_scale: float
+
+
+@dataclass
+class Row:
+    """Milliseconds a call, and what it makes of `num` in a second."""
+
+    what: str
+    num: int
+    plain_ms: float
+    ours_ms: float
+    plain_per_s: float
+    ours_per_s: float
+    ratio: float
+
+
+def make_prior(case: Case) -> DiffusionPrior:
+    torch.manual_seed(0)
+    prior = DiffusionPrior.from_config(
+        prior=SIZES[case.size],
+        num_candidates=case.num_candidates,
+        guidance_scale=case.guidance_scale,
+        num_steps=case.num_steps,
+        scheduler="UnCLIPScheduler",
+    )
+    prior.set_statistics(torch.zeros(prior.embed_dim), torch.ones(prior.embed_dim))
+    return prior.to(case.device)
+
+
+def make_text(case: Case) -> TextFeatures:
+    torch.manual_seed(1)
+    d, length = SIZES[case.size]["embedding_dim"], SIZES[case.size]["num_embeddings"]
+
+    def features(num: int, ends: Tensor) -> TextFeatures:
+        mask = torch.arange(length, device=case.device) < ends[:, None]
+        embeds, states = torch.randn(num, d), torch.randn(num, length, d)
+        return TextFeatures(embeds.to(case.device), states.to(case.device), mask)
+
+    ends = torch.randint(*TEXT_LENGTHS, (case.num,), device=case.device)
+    null = features(1, torch.full((1,), 2, device=case.device))
+    text = features(case.num, ends)
+    return TextFeatures(text.embeds, text.states, text.mask, null)
+
+
+def training_calls(case: Case) -> dict[str, Callable[[], None]]:
+    """One optimizer step on `num` pairs; under autocast where dtype is not float32."""
+    text, x_0 = make_text(case), torch.randn(case.num, SIZES[case.size]["embedding_dim"])
+    x_0, index = x_0.to(case.device), torch.arange(case.num, device=case.device)
+    assert text.null is not None
+    null = text.null
+    autocast: dict[str, Any] = {"enabled": case.dtype != "float32"}
+    autocast |= {"dtype": getattr(torch, case.dtype), "device_type": case.device}
+    ours, plain = make_prior(case), make_prior(case).transformer
+    own_optimizer = adamw([p for p in ours.parameters() if p.requires_grad], lr=1e-4)
+    plain_optimizer = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], lr=1e-4)
+    scheduler = UnCLIPScheduler(prediction_type="sample")
+
+    def step_ours() -> None:
+        with torch.autocast(**autocast):
+            loss = ours.loss(x_0, text, null, index, 0)
+        loss.backward()
+        own_optimizer.step()
+        own_optimizer.zero_grad()
+
+    def step_plain() -> None:
+        noise = torch.randn_like(x_0)
+        t = torch.randint(0, 1000, (case.num,), device=case.device)
+        keep = torch.rand(case.num, device=case.device) >= 0.1
+        given = text.where(keep, null)
+        target = (x_0 - plain.clip_mean) / plain.clip_std
+        with torch.autocast(**autocast):
+            x_t = scheduler.add_noise(target, noise, t)
+            loss = F.mse_loss(predict(plain, x_t, t, given).float(), target)
+        loss.backward()
+        plain_optimizer.step()
+        plain_optimizer.zero_grad()
+
+    return {"plain": step_plain, "ours": step_ours}
+
+
+def sampling_calls(case: Case) -> dict[str, Callable[[], None]]:
+    """One embedding for each of `num` regions."""
+    prior, text = make_prior(case).eval(), make_text(case)
+    prior.transformer.to(getattr(torch, case.dtype))
+    seeds = torch.arange(case.num, device=case.device)
+
+    def draw_ours() -> None:
+        with torch.inference_mode():
+            prior(text, seeds)
+
+    def draw_plain() -> None:
+        with torch.inference_mode():
+            for i in range(case.num):
+                draw_one(prior.transformer, text[i : i + 1], i, case)
+
+    return {"plain": draw_plain, "ours": draw_ours}
+
+
+def draw_one(transformer: PriorTransformer, text: TextFeatures, seed: int, case: Case) -> Tensor:
+    """What diffusers' pipelines do for one prompt, and the choice among its candidates."""
+    num, dtype = case.num_candidates, transformer.dtype
+    assert text.null is not None
+    rows = [part for part in (text.null, text) for _ in range(num)]
+    given = TextFeatures(
+        *(torch.cat([getattr(r, name) for r in rows]) for name in ("embeds", "states", "mask"))
+    )
+    scheduler = UnCLIPScheduler(
+        variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=5.0
+    )
+    scheduler.set_timesteps(case.num_steps, device=case.device)
+    generator = torch.Generator(case.device).manual_seed(seed)
+    width = text.embeds.shape[-1]
+    x = torch.randn(num, width, generator=generator, device=case.device, dtype=dtype)
+    timesteps = [*scheduler.timesteps, None]
+    for t, previous in pairwise(timesteps):
+        uncond, cond = predict(transformer, x.repeat(2, 1), t, given).chunk(2)
+        x_0 = uncond + case.guidance_scale * (cond - uncond)
+        step = scheduler.step(x_0, t, x, generator=generator, prev_timestep=previous)
+        x = step.prev_sample
+    drawn = transformer.post_process_latents(x)
+    return drawn[F.cosine_similarity(drawn, text.embeds.to(dtype)).argmax()]
+
+
+def predict(transformer: PriorTransformer, x_t: Tensor, t: Any, text: TextFeatures) -> Tensor:
+    dtype = transformer.dtype
+    return transformer(
+        x_t.to(dtype),
+        t,
+        proj_embedding=text.embeds.to(dtype),
+        encoder_hidden_states=text.states.to(dtype),
+        attention_mask=text.mask,
+    ).predicted_image_embedding
+
+
+def measure(what: str, case: Case, repeats: int) -> Row:
+    calls = {"train step": training_calls, "draw": sampling_calls}[what](case)
+    seconds: dict[str, list[float]] = {form: [] for form in calls}
+    for repeat in range(repeats + 1):
+        for form, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if case.device == "cuda":
+                torch.cuda.synchronize()
+            if repeat:  # the first is a warm-up
+                seconds[form].append(time.perf_counter() - start)
+    plain, ours = (statistics.median(seconds[form]) for form in ("plain", "ours"))
+    return Row(
+        what=what,
+        num=case.num,
+        plain_ms=1e3 * plain,
+        ours_ms=1e3 * ours,
+        plain_per_s=case.num / plain,
+        ours_per_s=case.num / ours,
+        ratio=plain / ours,
+    )
+
+
+def table(rows: list[Row], title: str) -> Table:
+    printed = Table(title=title, box=box.SIMPLE, pad_edge=False)
+    for name in ("", "rows", "plain ms", "ours ms", "plain rows/s", "ours rows/s", "ratio"):
+        printed.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for row in rows:
+        times = [f"{value:.1f}" for value in (row.plain_ms, row.ours_ms)]
+        speeds = [f"{value:.1f}" for value in (row.plain_per_s, row.ours_per_s)]
+        printed.add_row(row.what, str(row.num), *times, *speeds, f"{row.ratio:.2f}x")
+    return printed
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--size", choices=[*SIZES], default="tiny")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--batch", type=int, default=32, help="pairs of a training step")
+    parser.add_argument("--regions", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--candidates", type=int, default=2)
+    parser.add_argument("--guidance-scale", type=float, default=4.0)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--csv", type=Path, help="also write the table here")
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: cuda was asked for, but torch sees none")
+    if min(args.batch, args.regions, args.candidates, args.repeats, args.threads) < 1:
+        parser.error("--batch, --regions, --candidates, --repeats, --threads: expected 1 or more")
+    return args
+
+
+def main() -> None:
+    args = parse()
+    torch.set_num_threads(args.threads)
+    common = (args.steps, args.candidates, args.guidance_scale)
+    rows = []
+    with Progress(console=Console(stderr=True)) as progress:
+        for what, num in progress.track(
+            [("train step", args.batch), ("draw", args.regions)], description="prior"
+        ):
+            case = Case(args.size, args.device, args.dtype, num, *common)
+            rows.append(measure(what, case, args.repeats))
+    title = f"{args.size}, {args.device}, {args.dtype}; draws: {args.steps} steps, "
+    title += f"{args.candidates} candidates, guidance {args.guidance_scale:g}"
+    if args.device == "cpu":
+        title += f"; {args.threads} threads"
+    console = Console()
+    console.width = max(console.width, 100)
+    console.print(table(rows, title))
+    if args.csv:
+        with args.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, asdict(rows[0]).keys())
+            writer.writeheader()
+            writer.writerows(asdict(row) for row in rows)
+
+
+if __name__ == "__main__":
+    main()

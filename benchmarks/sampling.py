@@ -1,0 +1,291 @@
+"""Images a second, against diffusers' StableDiffusionPipeline on the same UNet.
+
+    python benchmarks/sampling.py --repeats 5
+    python benchmarks/sampling.py --device cuda --dtype float16 --base FOLDER --batch 8 --steps 50
+
+Both start from the same prompts and noise and end with uint8 pictures in memory: text encoder,
+UNet, scheduler and decoder are counted. Without regions, fast guidance is the pipeline's own work:
+two branches, and the same pictures, whose largest difference is printed. The regions add CLIP's
+text tower and the slice of the first convolution; full guidance adds a third branch.
+
+Time: median over rounds, in which the calls take turns in one process, after a warm-up; a ratio is
+the median of those of the rounds. --cpu-time counts the processor's time instead, for one thread on
+a machine that is busy otherwise. Without --base the model is a small one with random weights.
+"""
+
+import argparse
+import csv
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from open_clip.model import set_model_preprocess_cfg
+from open_clip.push_to_hf_hub import save_for_hf
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from spatext.modules.functional.sampling import initial_noise
+from spatext.modules.generate import Sampling, generate, make_scheduler, to_pixels
+from spatext.modules.networks.clip import Clip
+from spatext.modules.networks.latent import LatentBackbone
+from spatext.modules.networks.priors import IdentityPrior
+from spatext.modules.networks.text_tower import train_tokenizer
+from spatext.modules.optim import WarmupLR, adamw
+from spatext.modules.spatext import LatentSpaText
+
+THINGS = ("a red circle", "a blue sea", "a yellow star", "two dogs", "a lighthouse", "black rocks")
+EMBED_DIM, MAX_LENGTH, NUM_REGIONS, SCALE = 768, 77, 3, 3.0
+PIPELINE, EQUAL = "diffusers, 2 branches", "fast, 2 branches, no regions"
+FAST, FULL = "fast, 2 branches, 3 regions", "full, 3 branches, 3 regions"
+
+
+@dataclass
+class Row:
+    name: str
+    seconds: float
+    images_per_s: float
+    against_diffusers: float
+    against_fast: float
+
+
+def write_base(folder: Path) -> Path:
+    """Real classes, small: 23 M weights in the UNet, images of 128 pixels, latents of 16."""
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(THINGS, vocab_size=560, max_length=MAX_LENGTH)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(128, 256, 256),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=8,
+        cross_attention_dim=128,
+    ).save_pretrained(folder / "unet")
+    AutoencoderKL(
+        sample_size=128,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32, 32, 64, 64),
+        latent_channels=4,
+        norm_num_groups=16,
+    ).save_pretrained(folder / "vae")
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        max_position_embeddings=MAX_LENGTH,
+        bos_token_id=len(tokenizer) - 2,
+        eos_token_id=len(tokenizer) - 1,
+        pad_token_id=len(tokenizer) - 1,
+    )
+    CLIPTextModel(text).save_pretrained(folder / "text_encoder")
+    DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+    ).save_pretrained(folder / "scheduler")
+    return folder
+
+
+def write_clip(folder: Path) -> Path:
+    tokenizer = train_tokenizer(THINGS, vocab_size=560, max_length=MAX_LENGTH)
+    config: dict[str, Any] = {
+        "embed_dim": EMBED_DIM,
+        "vision_cfg": {"image_size": 64, "patch_size": 32, "width": 64, "layers": 1},
+        "text_cfg": {
+            "context_length": MAX_LENGTH,
+            "vocab_size": len(tokenizer),
+            "hf_tokenizer_name": ".",
+            "width": 128,
+            "heads": 2,
+            "layers": 4,
+        },
+    }
+    clip = open_clip.CLIP(**config)
+    set_model_preprocess_cfg(clip, {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)})
+    save_for_hf(clip, tokenizer, config, folder, True)
+    return folder
+
+
+def load_ours(base: Path, clip: Path, *, channels_last: bool) -> LatentSpaText:
+    """The new weights are zero, which costs as much as others."""
+    encoder = Clip(f"local-dir:{clip}")
+    backbone = LatentBackbone.from_pretrained(
+        str(base), embed_dim=encoder.embed_dim, new_weights="zero", channels_last=channels_last
+    )
+    training = {"optimizer": partial(adamw, lr=0.0), "lr_scheduler": WarmupLR, "drop_rates": {}}
+    return LatentSpaText(backbone, encoder, IdentityPrior(), **training).eval()
+
+
+def load_theirs(ours: LatentSpaText, base: Path, scheduler: Any) -> StableDiffusionPipeline:
+    """The frozen parts are ours; the UNet is loaded anew, without the widened convolution."""
+    backbone = ours.backbone
+    pipeline = StableDiffusionPipeline(
+        vae=backbone.vae.net,
+        text_encoder=backbone.text_encoder.net,
+        tokenizer=backbone.tokenizer,
+        unet=UNet2DConditionModel.from_pretrained(base, subfolder="unet").eval(),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def make_calls(args: argparse.Namespace, base: Path, clip: Path) -> dict[str, Callable[[], Tensor]]:
+    """Each returns uint8 pictures [b, h, w, 3]."""
+    dtype = getattr(torch, args.dtype)
+    ours = load_ours(base, clip, channels_last=args.channels_last)
+    fast = Sampling(
+        args.scheduler, args.steps, scale=SCALE, append_texts=False, compile=args.compile
+    )
+    full = replace(fast, form="full", scales={"text": SCALE, "segments": SCALE})
+    backbone = ours.backbone
+    theirs = load_theirs(ours, base, make_scheduler(fast, backbone.scheduler_config))
+    ours.to(args.device, dtype)
+    theirs.to(args.device, dtype)
+    if args.channels_last:
+        theirs.unet.to(memory_format=torch.channels_last)
+    if args.compile:
+        theirs.unet.compile()
+    size = args.size or backbone.unet.config.sample_size * backbone.factor
+    prompts = [f"{THINGS[i % 6]} and {THINGS[i // 6 % 6]}" for i in range(args.batch)]
+    texts = [[THINGS[(i + k) % 6] for k in range(NUM_REGIONS)] for i in range(args.batch)]
+    ids = torch.zeros(args.batch, size, size, dtype=torch.uint8)
+    for k in range(1, NUM_REGIONS + 1):  # diagonal squares of 9 % of the image each
+        part = slice(size * k // 5, size * k // 5 + size * 3 // 10)
+        ids[:, part, part] = k
+    seeds = torch.arange(args.batch)
+    shape = (backbone.channels, size // backbone.factor, size // backbone.factor)
+
+    def paint(ids: Tensor, texts: list[list[str]], sampling: Sampling) -> Tensor:
+        return to_pixels(generate(ours, prompts, ids, texts, seeds, sampling))
+
+    def pipe() -> Tensor:
+        images = theirs(
+            prompts,
+            height=size,
+            width=size,
+            num_inference_steps=args.steps,
+            guidance_scale=SCALE,
+            latents=initial_noise(seeds.to(args.device), shape).to(dtype),
+            output_type="pt",
+        ).images
+        return to_pixels(images * 2 - 1)
+
+    return {
+        PIPELINE: pipe,
+        EQUAL: partial(paint, torch.zeros_like(ids), [[]] * args.batch, fast),
+        FAST: partial(paint, ids, texts, fast),
+        FULL: partial(paint, ids, texts, full),
+    }
+
+
+def measure(
+    calls: dict[str, Callable[[], Tensor]],
+    repeats: int,
+    batch: int,
+    clock: Callable[[], float],
+) -> list[Row]:
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for repeat in track(range(repeats + 1), "rounds", console=Console(stderr=True)):
+        for name, call in calls.items():
+            start = clock()
+            call()  # its pictures are on the CPU: nothing is left to wait for
+            if repeat:  # the first is a warm-up
+                seconds[name].append(clock() - start)
+
+    def ratio(name: str, other: str) -> float:
+        pairs = zip(seconds[other], seconds[name], strict=True)
+        return statistics.median(theirs / own for theirs, own in pairs)
+
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return [
+        Row(name, value, batch / value, ratio(name, PIPELINE), ratio(name, FAST))
+        for name, value in medians.items()
+    ]
+
+
+def table(rows: list[Row], title: str) -> Table:
+    printed = Table(title=title, box=box.SIMPLE, pad_edge=False)
+    for name in ("", "s a batch", "images/s", "against diffusers", "against fast"):
+        printed.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for row in rows:
+        printed.add_row(
+            row.name,
+            f"{row.seconds:.3f}",
+            f"{row.images_per_s:.3f}",
+            f"{row.against_diffusers:.2f}x",
+            f"{row.against_fast:.2f}x",
+        )
+    return printed
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--base", type=Path, help="a diffusers folder, with clip/ or without")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--size", type=int, help="of the images; default that of the model")
+    parser.add_argument("--scheduler", default="DDIMScheduler", help="any scheduler of diffusers")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--compile", action="store_true", help="compile both UNets")
+    parser.add_argument(
+        "--channels-last", action="store_true", help="both UNets in that memory format"
+    )
+    parser.add_argument("--cpu-time", action="store_true", help="not that of the clock")
+    parser.add_argument("--csv", type=Path, help="also write the table here")
+    args = parser.parse_args()
+    if args.cpu_time and (args.device, args.threads) != ("cpu", 1):
+        parser.error("--cpu-time: expected --device cpu --threads 1")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: cuda was asked for, but torch sees none")
+    if min(args.batch, args.steps, args.repeats, args.threads) < 1:
+        parser.error("--batch, --steps, --repeats and --threads: expected at least 1")
+    return args
+
+
+def main() -> None:
+    args = parse()
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        base = args.base or write_base(Path(folder) / "base")
+        clip = base / "clip" if (base / "clip").is_dir() else write_clip(Path(folder) / "clip")
+        calls = make_calls(args, base, clip)
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    rows = measure(calls, args.repeats, args.batch, clock)
+    difference = (calls[EQUAL]().int() - calls[PIPELINE]().int()).abs().max()
+    title = f"batch {args.batch}, {args.steps} steps, {args.scheduler}, {args.dtype}, {args.device}"
+    if args.device == "cpu":
+        title += f", {args.threads} threads"
+    console = Console()
+    console.width = max(console.width, 100)
+    console.print(table(rows, title))
+    print(f"largest difference between the pictures of the first two: {difference} of 255")
+    if args.csv:
+        with args.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, asdict(rows[0]).keys())
+            writer.writeheader()
+            writer.writerows(asdict(row) for row in rows)
+
+
+if __name__ == "__main__":
+    main()
