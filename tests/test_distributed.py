@@ -79,7 +79,8 @@ def test_two_processes_learn_what_one_does(one: Path, two: Path) -> None:
     found, expected = load_last(two), load_last(one)
     assert found["global_step"] == NUM_STEPS
     for part in ("current_model_state", "state_dict"):  # the weights, and their average
-        assert_close(dict(found[part]), dict(expected[part]), rtol=1e-4, atol=1e-5)
+        # AdamW divides a gradient by its own size: where that is nearly zero, rounding shows.
+        assert_close(dict(found[part]), dict(expected[part]), rtol=1e-4, atol=1e-4)
     for part in ("optimizer_states", "lr_schedulers"):
         assert_close(found[part], expected[part], rtol=1e-4, atol=1e-5)
     state = ("seed", "epoch", "global_samples", "global_batch_size", "num_samples")
