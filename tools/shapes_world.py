@@ -223,9 +223,11 @@ def heldout_layouts(
 
     Hardly any of a thing is hidden (4 % at most), so that what is painted can be told apart.
     """
-    rules = Rules(num_regions, (0.1, 0.2), 0.0, 0.96, repeat=0.0)
     layouts = []
     for index in range(num):
+        # The number first: where many large things have no room, few would be the rule.
+        wanted = (num_regions[index % len(num_regions)],)
+        rules = Rules(wanted, (0.1, 0.2), 0.0, 0.96, repeat=0.0)
         scene = _compose(stream(seed, "test", index, purpose=1), size, rules)
         things = [segment for segment in scene.segments if segment.isthing]
         first = things[0].id

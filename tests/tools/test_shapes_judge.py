@@ -59,7 +59,7 @@ def test_layouts_of_other_scenes_score_low(layouts: list[Layout]) -> None:
     images = [layout.scene.image for layout in layouts]
     ids = [layout.ids for layout in layouts]
     regions = [list(zip(layout.colours, layout.labels, strict=True)) for layout in layouts]
-    assert shuffled_iou(images, ids, regions) <= 0.15
+    assert shuffled_iou(images, ids, regions) <= 0.2
     assert shuffled_iou(images[1:] + images[:1], ids, regions[1:] + regions[:1]) >= 0.9
 
 
