@@ -1,10 +1,12 @@
 """Loaders that count bad samples and stop at a ceiling; the training one is resumed exactly."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch.utils.data import DataLoader
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Sampler
 
 from .order import GlobalBatchSampler
 
@@ -57,3 +59,46 @@ class TrainingLoader(BatchLoader):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.batch_sampler.load_state_dict(state)
+
+
+class StreamDataModule(pl.LightningDataModule):
+    """One training stream, whose place is kept in checkpoints."""
+
+    def __init__(self, num_workers: int) -> None:
+        super().__init__()
+        self.num_workers = num_workers
+        self.train_loader: TrainingLoader | None = None
+        self.restored: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the stream; Lightning restores the loader's own only within an epoch."""
+        return self.train_loader.state_dict() if self.train_loader is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Kept until the loader is made."""
+        self.restored = state_dict
+
+    def training_loader(self, *args: Any, **kwargs: Any) -> TrainingLoader:
+        """Of these arguments, at the place that was restored."""
+        self.train_loader = TrainingLoader(*args, **kwargs)
+        if self.restored:
+            self.train_loader.load_state_dict(self.restored)
+            self.restored = {}
+        return self.train_loader
+
+    def rank(self) -> tuple[int, int]:
+        """(rank, number) of this process; (0, 1) without a trainer."""
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def loader_options(
+        self, sampler: Sampler[Any], collate_fn: Callable[[Any], dict[str, Any]]
+    ) -> dict[str, Any]:
+        return {
+            "batch_sampler": sampler,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "collate_fn": collate_fn,
+            "pin_memory": torch.cuda.is_available(),
+        }

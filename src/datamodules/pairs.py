@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
-from .loaders import BatchLoader, TrainingLoader
+from .loaders import BatchLoader, StreamDataModule, TrainingLoader
 from .mixture import MixtureBatchSampler
 from .order import EvaluationBatchSampler
 from .pair_folder import Pairs
@@ -63,7 +62,7 @@ class PairDataset(Dataset[dict[str, Any]]):
         }
 
 
-class PairsDataModule(pl.LightningDataModule):
+class PairsDataModule(StreamDataModule):
     """Batches (see `PairBatch`) of embedding pairs, in an order that processes do not change.
 
     `pairs`, `val_pairs`: folders of spatext-embed. `batch_size` is that of one process; a global
@@ -83,7 +82,7 @@ class PairsDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(num_workers)
         if batch_size < 1:
             raise ValueError(f"datamodule.batch_size is {batch_size}, expected 1 or more")
         if region_share is not None and not 0 <= region_share <= 1:
@@ -94,11 +93,9 @@ class PairsDataModule(pl.LightningDataModule):
             raise ValueError(f"datamodule.seed is {seed}, expected 0 or more")
         self.folders = (pairs, val_pairs)
         self.batch_size, self.region_share = batch_size, region_share
-        self.num_workers, self.seed = num_workers, seed
+        self.seed = seed
         self.train_pairs: Pairs | None = None
         self.val_pairs: Pairs | None = None
-        self.train_loader: TrainingLoader | None = None
-        self.restored: dict[str, Any] = {}
 
     def setup(self, stage: str) -> None:
         """Maps the files, once per process. What cannot be trained on is told here."""
@@ -122,28 +119,16 @@ class PairsDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> TrainingLoader:
         dataset = PairDataset(self._training_pairs())
-        self.train_loader = TrainingLoader(dataset, **self._loader_kwargs(self._sampler()))
-        if self.restored:
-            self.train_loader.load_state_dict(self.restored)
-            self.restored = {}
-        return self.train_loader
-
-    def state_dict(self) -> dict[str, Any]:
-        """The place in the stream; Lightning restores the loader's own only within an epoch."""
-        return self.train_loader.state_dict() if self.train_loader is not None else {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Kept until the loader is made."""
-        self.restored = state_dict
+        return self.training_loader(dataset, **self.loader_options(self._sampler(), whole))
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
         if self.val_pairs is None:
             return []
-        rank, world_size = self._rank()
+        rank, world_size = self.rank()
         sampler = EvaluationBatchSampler(
             len(self.val_pairs), self.batch_size, rank=rank, world_size=world_size
         )
-        return BatchLoader(PairDataset(self.val_pairs), **self._loader_kwargs(sampler))
+        return BatchLoader(PairDataset(self.val_pairs), **self.loader_options(sampler, whole))
 
     def _training_pairs(self) -> Pairs:
         if self.train_pairs is None:
@@ -152,7 +137,7 @@ class PairsDataModule(pl.LightningDataModule):
         return self.train_pairs
 
     def _sampler(self) -> MixtureBatchSampler:
-        rank, world_size = self._rank()
+        rank, world_size = self.rank()
         pairs = self._training_pairs()
         return MixtureBatchSampler(
             pairs.kinds,
@@ -170,25 +155,11 @@ class PairsDataModule(pl.LightningDataModule):
                 f"datamodule.val_pairs are of {val.fingerprint}, expected those of "
                 f"datamodule.pairs, {self.train_pairs.fingerprint}"
             )
-        if len(val) < (world_size := self._rank()[1]):
+        if len(val) < (world_size := self.rank()[1]):
             raise ValueError(
                 f"datamodule.val_pairs holds {len(val)} pairs, expected one for each of the "
                 f"{world_size} processes"
             )
-
-    def _rank(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
-
-    def _loader_kwargs(self, sampler: Sampler[Any]) -> dict[str, Any]:
-        return {
-            "batch_sampler": sampler,
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "collate_fn": whole,
-            "pin_memory": torch.cuda.is_available(),
-        }
 
 
 def whole(batch: dict[str, Any]) -> dict[str, Any]:

@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
-import torch
 from torch.utils.data import Sampler
 from tqdm import tqdm
 
 from . import segments, shards
-from .loaders import BatchLoader, TrainingLoader
+from .loaders import BatchLoader, StreamDataModule, TrainingLoader
 from .order import EvaluationBatchSampler, GlobalBatchSampler
 from .samples import Batch, SegmentDataset, collate
 from .segmenters import Segmenter
@@ -24,7 +22,7 @@ log = logging.getLogger(__name__)
 PROGRESS_DELAY = 5.0  # seconds of indexing before a progress bar shows
 
 
-class PanopticDataModule(pl.LightningDataModule):
+class PanopticDataModule(StreamDataModule):
     """Batches (see `Batch`) in an order that neither processes nor workers change.
 
     `shards` and `val_shards`: see `expand_shards`. `batch_size` is that of one process; a global
@@ -57,13 +55,12 @@ class PanopticDataModule(pl.LightningDataModule):
         max_pixels: int = 64_000_000,
         max_bad_share: float = 0.01,
     ) -> None:
-        super().__init__()
+        super().__init__(num_workers)
         _check(k_min, k_max, min_area, things, stuff, segmenter)
         # Looked for here, so that a wrong path is told before any model is loaded.
         self.shards = expand_shards(shards)
         self.val_shards = None if val_shards is None else expand_shards(val_shards)
         self.batch_size = batch_size
-        self.num_workers = num_workers
         self.random_crop, self.flip, self.shuffle = random_crop, flip, shuffle
         self.seed = seed
         self.max_bad_share = max_bad_share
@@ -82,8 +79,6 @@ class PanopticDataModule(pl.LightningDataModule):
         }
         self.records: list[SampleRecord] = []
         self.val_records: list[SampleRecord] = []
-        self.train_loader: TrainingLoader | None = None
-        self.restored: dict[str, Any] = {}
 
     def setup(self, stage: str) -> None:
         """Walks the headers of all shards, once per process."""
@@ -93,7 +88,7 @@ class PanopticDataModule(pl.LightningDataModule):
             self.val_records = self._index(self.val_shards)
 
     def train_dataloader(self) -> TrainingLoader:
-        rank, world_size = self._rank()
+        rank, world_size = self.rank()
         sampler = GlobalBatchSampler(
             len(self.records),
             self.batch_size * world_size,
@@ -105,55 +100,31 @@ class PanopticDataModule(pl.LightningDataModule):
         dataset = SegmentDataset(
             self.records, random_crop=self.random_crop, flip=self.flip, **self.sample_kwargs
         )
-        self.train_loader = TrainingLoader(dataset, **self._loader_kwargs(sampler))
-        if self.restored:
-            self.train_loader.load_state_dict(self.restored)
-            self.restored = {}
-        return self.train_loader
-
-    def state_dict(self) -> dict[str, Any]:
-        """The place in the stream; Lightning restores the loader's own only within an epoch."""
-        return self.train_loader.state_dict() if self.train_loader is not None else {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Kept until the loader is made."""
-        self.restored = state_dict
+        return self.training_loader(dataset, **self._options(sampler))
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
         if not self.val_records:
             return []
-        rank, world_size = self._rank()
+        rank, world_size = self.rank()
         sampler = EvaluationBatchSampler(
             len(self.val_records), self.batch_size, rank=rank, world_size=world_size
         )
         dataset = SegmentDataset(
             self.val_records, random_crop=False, flip=False, **self.sample_kwargs
         )
-        return BatchLoader(dataset, **self._loader_kwargs(sampler))
+        return BatchLoader(dataset, **self._options(sampler))
 
     def _index(self, paths: list[Path]) -> list[SampleRecord]:
         bar = tqdm(
-            paths, desc="index", unit="shard", delay=PROGRESS_DELAY, disable=self._rank()[0] > 0
+            paths, desc="index", unit="shard", delay=PROGRESS_DELAY, disable=self.rank()[0] > 0
         )
         records = [record for path in bar for record in shards.index_shard(path)]
         if self.segmenter == "stored":
             _check_stored(records)
         return records
 
-    def _rank(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
-
-    def _loader_kwargs(self, sampler: Sampler[list[tuple[int, int]]]) -> dict[str, Any]:
-        return {
-            "batch_sampler": sampler,
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "collate_fn": collate,
-            "pin_memory": torch.cuda.is_available(),
-            "max_bad_share": self.max_bad_share,
-        }
+    def _options(self, sampler: Sampler[list[tuple[int, int]]]) -> dict[str, Any]:
+        return self.loader_options(sampler, collate) | {"max_bad_share": self.max_bad_share}
 
 
 def _check(
