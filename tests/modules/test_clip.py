@@ -102,6 +102,10 @@ def test_states_are_those_of_transformers(tmp_path: Path, custom_text: bool, own
     assert_close(found.embeds, embeds, rtol=1e-4, atol=1e-5)
     assert_close(found.states[found.mask], states[found.mask], rtol=1e-4, atol=1e-5)
     assert_close(found.embeds, clip.embed_texts(texts))
+    short = clip.encode_texts(texts[:2])  # no longer than its texts, and the same
+    assert short.states.shape[1] == short.mask.sum(dim=1).max() < MAX_LENGTH
+    assert_close(short.embeds, found.embeds[:2])
+    assert_close(short.states[short.mask], found.states[:2][found.mask[:2]])
     # The empty prompt is its two ends; a text that does not fit is cut there.
     ends = [2 + len(tokens_of(clip, text)) for text in texts]
     assert found.mask.sum(dim=1).tolist() == [min(end, MAX_LENGTH) for end in ends]
@@ -120,7 +124,7 @@ def test_states_of_another_width_are_projected(base: Path) -> None:
     clip = Clip(name_of(base), scale="unit")
     found = clip.encode_texts(TEXTS)
     embeds, states = by_transformers(clip, clip.tokenizer(list(TEXTS)))
-    expected = states @ clip.model.net.text_projection
+    expected = (states @ clip.model.net.text_projection)[:, : found.states.shape[1]]
     assert_close(found.states[found.mask], expected[found.mask], rtol=1e-4, atol=1e-5)
     assert_close(found.embeds, normalize(embeds, dim=-1), rtol=1e-4, atol=1e-5)
     last = found.states[torch.arange(4), found.mask.sum(dim=1) - 1]

@@ -232,6 +232,26 @@ def test_the_states_behind_the_end_do_not_matter() -> None:
     assert (prior.denoise(x_t, t, inside) - prior.denoise(x_t, t, text)).abs().max() > 1e-2
 
 
+def test_cutting_the_padding_off_changes_neither_values_nor_gradients() -> None:
+    prior, text = make_prior(), make_text()
+    network, length = prior.transformer, int(text.mask.sum(dim=1).max())
+    assert length < MAX_LENGTH
+    cut = replace(text, states=text.states[:, :length], mask=text.mask[:, :length])
+    x_t, t = torch.randn(4, EMBED_DIM), torch.tensor([3, 300, 700, 999])
+    found = prior.denoise(x_t, t, cut)
+    output = network(x_t, t, text.embeds, text.states, text.mask)
+    expected = output.predicted_image_embedding
+    assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    gradients = [
+        torch.autograd.grad(value.square().sum(), weights, allow_unused=True)
+        for value in (found, expected)
+    ]
+    assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
+    (at,) = [i for i, weight in enumerate(weights) if weight is network.positional_embedding]
+    assert (gradients[0][at] != 0).any(dim=-1).sum() == length + 4
+
+
 def test_a_new_network_is_refused_until_it_has_statistics() -> None:
     prior = DiffusionPrior.from_config(prior=PRIOR, num_steps=2)
     calls: list[Any] = []
@@ -345,11 +365,11 @@ def test_a_wrong_option_is_named(options: dict[str, Any], message: str) -> None:
 def test_features_of_another_shape_are_refused() -> None:
     prior, text = make_prior(), make_text()
     wide = as_text(torch.randn(4, EMBED_DIM + 1), MAX_LENGTH)
-    short = as_text(torch.randn(4, EMBED_DIM), 3)
+    long = as_text(torch.randn(4, EMBED_DIM), MAX_LENGTH + 1)
     bare = as_text(torch.randn(4, EMBED_DIM))
     for features, message in (
         (wide, r"^prior: found CLIP embeddings of width 9, expected 8, the embedding_dim of "),
-        (short, r"^prior: found 3 text states, expected 12, the num_embeddings of the prior and "),
+        (long, r"^prior: found 13 text states, expected 1 to 12, the num_embeddings of the prior$"),
         (bare, r"^prior: found 0 text states \(the text tower of this CLIP model has none\), exp"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -20,8 +20,9 @@ class TextFeatures:
     """What a prior is told of n texts.
 
     embeds: CLIP_txt, in the scale of the run. states: one row per token, as wide as the embeddings,
-    in CLIP's own scale; l is the context length, or 0 for a tower that has no such states. mask:
-    True up to and including the end of the text; what the states hold elsewhere means nothing.
+    in CLIP's own scale; l is the length of the longest of them, or 0 for a tower that has no such
+    states. mask: True up to and including the end of the text; what the states hold elsewhere means
+    nothing.
     null: one row, of the empty prompt; `Clip.encode_texts` always gives it.
     """
 
@@ -40,12 +41,22 @@ class TextFeatures:
 
     def where(self, keep: Bool[Tensor, " n"], null: "TextFeatures") -> "TextFeatures":
         """Rows not kept become the single row of `null`."""
+        length = max(self.states.shape[1], null.states.shape[1])
+        own, null = self.padded(length), null.padded(length)
         return replace(
-            self,
-            embeds=torch.where(keep[:, None], self.embeds, null.embeds),
-            states=torch.where(keep[:, None, None], self.states, null.states),
-            mask=torch.where(keep[:, None], self.mask, null.mask),
+            own,
+            embeds=torch.where(keep[:, None], own.embeds, null.embeds),
+            states=torch.where(keep[:, None, None], own.states, null.states),
+            mask=torch.where(keep[:, None], own.mask, null.mask),
         )
+
+    def padded(self, length: int) -> "TextFeatures":
+        """With masked states behind the text, `length` in all."""
+        more = length - self.states.shape[1]
+        if not more:
+            return self
+        states = nn.functional.pad(self.states, (0, 0, 0, more))
+        return replace(self, states=states, mask=nn.functional.pad(self.mask, (0, more)))
 
 
 class Clip(HoldsFrozen):
@@ -101,8 +112,7 @@ class Clip(HoldsFrozen):
         the tower is not as wide as the embeddings, those through the text projection: our choice.
         """
         distinct = {text: i for i, text in enumerate(dict.fromkeys(["", *texts]))}
-        tokens = self.tokenizer([*distinct]).to(self.device)
-        embeds, states, mask = encode_states(self.model.net, tokens)
+        embeds, states, mask = encode_states(self.model.net, self.tokenizer([*distinct]))
         features = TextFeatures(self.scaled(embeds), states, mask)
         rows = torch.tensor([distinct[text] for text in texts], dtype=torch.long)
         return replace(features[rows.to(self.device)], null=features[:1])

@@ -9,6 +9,7 @@ import torch
 from diffusers import PriorTransformer, UnCLIPScheduler
 from jaxtyping import Float, Int64, Real
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from ..functional.diffusion import add_noise, make_betas, snr
@@ -163,15 +164,26 @@ class DiffusionPrior(nn.Module):
     def denoise(
         self, x_t: Float[Tensor, "n d"], t: Real[Tensor, " n"], text: TextFeatures
     ) -> Float[Tensor, "n d"]:
-        """The prediction of x_0."""
-        dtype = self.transformer.dtype
-        output = self.transformer(
-            x_t.to(dtype),
-            t,
-            proj_embedding=text.embeds.to(dtype),
-            encoder_hidden_states=text.states.to(dtype),
-            attention_mask=text.mask,
-        )
+        """The prediction of x_0.
+
+        The network runs on the tokens there are, not on its full length: the padding between the
+        text and the last four tokens is masked, and each token keeps its own position.
+        """
+        network, length = self.transformer, text.states.shape[1]
+        dtype, positions = network.dtype, network.positional_embedding
+        last = positions[:, network.config.num_embeddings :]
+        positions = torch.cat([positions[:, :length], last], dim=1)
+        size = positions.shape[1]
+        cut = {
+            "positional_embedding": positions,
+            "causal_attention_mask": network.causal_attention_mask[:, :size, :size],
+        }
+        given = {
+            "proj_embedding": text.embeds.to(dtype),
+            "encoder_hidden_states": text.states.to(dtype),
+            "attention_mask": text.mask,
+        }
+        output = functional_call(network, cut, (x_t.to(dtype), t), given)
         return output.predicted_image_embedding.to(x_t.dtype)
 
     def forward(self, text: TextFeatures, seeds: Int64[Tensor, " n"]) -> Float[Tensor, "n d"]:
@@ -236,9 +248,9 @@ class DiffusionPrior(nn.Module):
                 f"prior: found CLIP embeddings of width {text.embeds.shape[-1]}, expected "
                 f"{self.embed_dim}, the embedding_dim of the prior"
             )
-        if length != config.num_embeddings:
+        if not 0 < length <= config.num_embeddings:
             reason = "" if length else " (the text tower of this CLIP model has none)"
             raise ValueError(
-                f"prior: found {length} text states{reason}, expected {config.num_embeddings}, "
-                "the num_embeddings of the prior and the context length of CLIP"
+                f"prior: found {length} text states{reason}, expected 1 to "
+                f"{config.num_embeddings}, the num_embeddings of the prior"
             )

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -71,27 +72,54 @@ def encode_states(
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n m d"], Bool[Tensor, "n m"]]:
     """`model.encode_text(tokens)`, the states it pools and which of them belong to the text.
 
-    The states are taken after the last norm, and projected as the pooled one is where the tower
-    has another width than the embedding. Towers that do not pool at the end of the text (SigLIP,
-    CoCa, those of transformers) have m = 0.
+    m is the length of the longest text: what follows is cut off before the tower runs, which is
+    exact because the tower is causal. `tokens` may stay on the CPU, so that asking for m does not
+    wait for a GPU. The states are taken after the last norm, and projected as the pooled one is
+    where the tower has another width than the embedding. Towers that do not pool at the end of the
+    text (SigLIP, CoCa, those of transformers) have m = 0.
     """
     tower = getattr(model, "text", model)  # CustomTextCLIP holds it, CLIP is it
+    device = next(model.parameters()).device
     if not pools_at_end(tower):
+        tokens = tokens.to(device)
         embeds = model.encode_text(tokens)
         nothing = torch.zeros_like(tokens[:, :0])
         return embeds, embeds[:, None] * nothing[..., None], nothing.bool()
+    ends = end_of(tower, tokens)
+    length = int(ends.max()) + 1
     caught: list[Tensor] = []
     hook = tower.ln_final.register_forward_hook(lambda _, __, output: caught.append(output))
     try:
-        embeds = model.encode_text(tokens)
+        embeds = encode_cut(model, tower, tokens[:, :length].to(device))
     finally:
         hook.remove()
     (states,) = caught
     if states.shape[-1] != embeds.shape[-1]:
         projection = tower.text_projection
         states = projection(states) if isinstance(projection, nn.Linear) else states @ projection
-    mask = torch.arange(tokens.shape[1], device=tokens.device) <= end_of(tower, tokens)
-    return embeds, states, mask
+    return embeds, states, (torch.arange(length) <= ends.cpu()).to(device)
+
+
+class TextEncoder(nn.Module):
+    """`encode_text` as a forward, for `functional_call`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Int64[Tensor, "n m"]) -> Float[Tensor, "n d"]:
+        return self.model.encode_text(tokens)  # type: ignore[operator]
+
+
+def encode_cut(model: nn.Module, tower: Any, tokens: Int64[Tensor, "n m"]) -> Float[Tensor, "n d"]:
+    """`model.encode_text` on fewer columns than its context length, on which open_clip insists."""
+    length = tokens.shape[1]
+    prefix = "model." if tower is model else "model.text."
+    cut = {
+        f"{prefix}positional_embedding": tower.positional_embedding[:length],
+        f"{prefix}attn_mask": tower.attn_mask[:length, :length],
+    }
+    return functional_call(TextEncoder(model), cut, (tokens,))
 
 
 def pools_at_end(tower: Any) -> bool:
