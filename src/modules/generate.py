@@ -25,7 +25,6 @@ from .networks.backbone import Backbone
 from .networks.latent import LatentBackbone
 from .painting import (
     Controls,
-    each_text_once,
     latent_background,
     network_dtype,
     null_conditions,
@@ -121,9 +120,8 @@ def generate(
         ", ".join(part for part in [prompt, *(local if sampling.append_texts else ())] if part)
         for prompt, local in zip(prompts, texts, strict=True)
     ]
-    with each_text_once(backbone):
-        conditions = model.scene_conditions(full_prompts, ids, texts, seeds).to(dtype=dtype)
-        null = null_conditions(model, controls.negative_prompts).to(dtype=dtype)
+    conditions = model.scene_conditions(full_prompts, ids, texts, seeds).to(dtype=dtype)
+    null = null_conditions(model, controls.negative_prompts).to(dtype=dtype)
     segments = conditions.segments
     size = (ids.shape[1] // backbone.factor, ids.shape[2] // backbone.factor)
     cells = reduce_ids(segments.ids, segments.valid, size)

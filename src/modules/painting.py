@@ -1,7 +1,6 @@
 """What images may be asked for beyond their scenes, and what it means for the sampler."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 from .functional.blending import Background, free_cells, region_map, vary
 from .functional.conditions import Conditions
 from .functional.sampling import initial_noise
-from .networks.backbone import Backbone
 from .spatext import SpaText
 
 
@@ -46,27 +44,6 @@ class Controls:
         for one, other in (("variation", "variation_seeds"), ("background", "repaint")):
             if (getattr(self, one) is None) != (getattr(self, other) is None):
                 raise ValueError(f"{one}, {other}: found one of the two, expected both or none")
-
-
-@contextmanager
-def each_text_once(backbone: Backbone) -> Iterator[None]:
-    """Inside the block, `backbone.embed_text` encodes each distinct text once.
-
-    Prompts, negative prompts and the null text come from different places, and repeat.
-    """
-    embed: Callable[[Sequence[str]], Tensor] = backbone.embed_text
-    states: dict[str, Tensor] = {}
-
-    def embed_text(captions: Sequence[str]) -> Tensor:
-        if new := [text for text in dict.fromkeys(captions) if text not in states]:
-            states.update(zip(new, embed(new), strict=True))
-        return torch.stack([states[text] for text in captions])
-
-    vars(backbone)["embed_text"] = embed_text
-    try:
-        yield
-    finally:
-        del vars(backbone)["embed_text"]
 
 
 def network_dtype(model: SpaText) -> torch.dtype:

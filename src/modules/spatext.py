@@ -1,5 +1,6 @@
 """SpaText: a denoiser trained to obey CLIP embeddings painted into segments (CVPR 2023)."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from .networks.clip import Clip, check_embeddings, check_fingerprint
 from .networks.frozen import Frozen, HoldsFrozen
 from .networks.priors import Prior
 from .text_to_image import TextToImage
+
+MAX_DRAWN = 4096  # embeddings of (text, seed): 12 MB at width 768
 
 
 class SpaText(HoldsFrozen, TextToImage):
@@ -35,6 +38,7 @@ class SpaText(HoldsFrozen, TextToImage):
         assert isinstance(prior, nn.Module)
         check_fingerprint(getattr(prior, "embeddings", {}), clip.fingerprint, "module.prior")
         self.clip, self.held_prior = clip, Frozen(prior)
+        self.drawn: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()
 
     @property
     def prior(self) -> Prior:
@@ -78,17 +82,27 @@ class SpaText(HoldsFrozen, TextToImage):
         return Conditions(text=self.backbone.embed_text(prompts), segments=segments)
 
     def draw(self, texts: Sequence[str], seeds: Int64[Tensor, " n"]) -> Float[Tensor, "n d"]:
-        """Image embeddings of n texts, in the scale of the run, by one call of the prior; equal
-        rows are drawn once."""
+        """Image embeddings of n texts, in the scale of the run.
+
+        What was not drawn before is drawn by one call of the prior. The last MAX_DRAWN are kept,
+        by text, seed and plain options of the prior: the scenes of a validation, or those that are
+        painted again, ask for the same ones.
+        """
         if not texts:
             return torch.zeros(0, self.clip.embed_dim, device=self.device)
         numbers = seeds.tolist() if self.prior.stochastic else [0] * len(texts)
-        asked = [*zip(texts, numbers, strict=True)]
-        rows = {row: i for i, row in enumerate(dict.fromkeys(asked))}
-        features = self.clip.encode_texts([text for text, _ in rows])
-        drawn = self.prior(features, torch.tensor([seed for _, seed in rows], device=self.device))
-        back = torch.tensor([rows[row] for row in asked], device=self.device)
-        return self.clip.scaled(drawn)[back]  # no regression has the norm of what it predicts
+        plain = {k: v for k, v in vars(self.prior).items() if isinstance(v, int | float | str)}
+        options = tuple(sorted(plain.items()))
+        asked = [(text, number, options) for text, number in zip(texts, numbers, strict=True)]
+        if new := [row for row in dict.fromkeys(asked) if row not in self.drawn]:
+            features = self.clip.encode_texts([text for text, *_ in new])
+            drawn = self.prior(features, torch.tensor([n for _, n, _ in new], device=self.device))
+            # No regression has the norm of what it predicts.
+            self.drawn.update(zip(new, self.clip.scaled(drawn), strict=True))
+        embeds = torch.stack([self.drawn[row].to(self.device) for row in asked])
+        while len(self.drawn) > MAX_DRAWN:
+            self.drawn.popitem(last=False)
+        return embeds
 
     @torch.no_grad()
     def log_painting(self, batch: dict[str, Any]) -> None:

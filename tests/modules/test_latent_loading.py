@@ -10,7 +10,8 @@ from transformers import CLIPTextModel
 from spatext.modules.functional.conditions import Conditions
 from spatext.modules.functional.st import Segments
 from spatext.modules.networks.backbone import Backbone
-from spatext.modules.networks.latent import PARTS, LatentBackbone, require_parts
+from spatext.modules.networks.folders import require_parts
+from spatext.modules.networks.latent import PARTS, LatentBackbone
 from tiny import (
     CHANNELS,
     EMBED_DIM,
@@ -119,10 +120,10 @@ def test_hub_names_are_no_folders_unless_they_exist(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert require_parts("org/model") == "org/model"
+    assert require_parts("org/model", PARTS, "backbone.path") == "org/model"
     Path("org/model/unet").mkdir(parents=True)
     with pytest.raises(ValueError, match="missing vae, text_encoder, tokenizer, scheduler"):
-        require_parts("org/model")
+        require_parts("org/model", PARTS, "backbone.path")
 
 
 def test_the_home_folder_is_found(

@@ -107,6 +107,24 @@ def test_each_region_has_a_draw_of_its_own(base: Path) -> None:
     assert_close(embeds_alone[0], embeds[2])
 
 
+def test_a_draw_is_kept_until_the_prior_has_other_options(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spatext.modules.spatext.MAX_DRAWN", 2)
+    model = load_spatext(base, prior=Drawn(True))
+    seeds = torch.tensor([5, 6])
+    first = model.draw(["a", "b"], seeds)
+    assert torch.equal(model.draw(["b", "a"], seeds.flip(0)), first.flip(0))
+    assert len(model.prior.asked) == 1
+    model.draw(["c", "b"], seeds)  # "a", the oldest, makes room
+    assert model.prior.asked[1][1] == [5]
+    assert_close(model.draw(["a", "c"], torch.tensor([5, 5]))[0], first[0])
+    assert model.prior.asked[2][1] == [5]
+    model.prior.num_steps = 7
+    model.draw(["a"], seeds[:1])
+    assert model.prior.asked[3][1] == [5]
+
+
 def test_the_prior_is_held_not_owned(base: Path) -> None:
     model = load_spatext(base, prior=Drawn(True))
     assert not any("prior" in name for name in [*model.state_dict(), *dict(model.named_modules())])

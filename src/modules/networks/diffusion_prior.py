@@ -19,8 +19,9 @@ from ..functional.losses import Weighting, diffusion_loss, loss_weight
 from ..functional.random import Purpose, derive_seeds, normal, randint, uniform
 from ..functional.sampling import initial_noise, sample
 from .clip import TextFeatures
+from .folders import require_parts
 from .prior_schedulers import KARLO, SCHEDULE, check_options, clamp, make_scheduler
-from .priors import EMBEDDINGS, require_folder
+from .priors import EMBEDDINGS
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -95,7 +96,7 @@ class DiffusionPrior(nn.Module):
 
         The statistics stay float32. Raises ValueError naming the part that a folder lacks.
         """
-        path = require_folder(path, ("prior", "prior_scheduler"))
+        path = require_parts(path, ("prior", "prior_scheduler"), "prior.path")
         transformer = PriorTransformer.from_pretrained(
             path, subfolder="prior", torch_dtype=torch.float32
         )

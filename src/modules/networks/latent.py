@@ -15,6 +15,7 @@ from ..functional.diffusion import PredictionType, rescale_zero_terminal_snr
 from ..functional.diffusion import alphas_cumprod as cumulate
 from ..functional.st import Resize, Segments
 from .backbone import Backbone
+from .folders import require_parts
 from .frozen import Frozen, HoldsFrozen
 from .surgery import Evaluation, NewWeights, widen_conv
 
@@ -81,7 +82,7 @@ class LatentBackbone(HoldsFrozen, Backbone):
 
         Raises ValueError naming the part of a local folder that is missing.
         """
-        path = require_parts(path)
+        path = require_parts(path, PARTS, "backbone.path")
         return cls(
             unet=UNet2DConditionModel.from_pretrained(
                 path, subfolder="unet", use_safetensors=True, torch_dtype=torch.float32
@@ -106,7 +107,7 @@ class LatentBackbone(HoldsFrozen, Backbone):
 
         Raises ValueError naming the part of a local folder that is missing.
         """
-        encoders = load_encoders(require_parts(path, ("vae", "text_encoder", "tokenizer")))
+        encoders = load_encoders(require_parts(path, PARTS[1:4], "backbone.path"))
         latent_channels = encoders["vae"].config.latent_channels
         return cls(
             unet=UNet2DConditionModel(
@@ -143,16 +144,21 @@ class LatentBackbone(HoldsFrozen, Backbone):
 
     @torch.no_grad()
     def embed_text(self, captions: Sequence[str]) -> Float[Tensor, "b l e"]:
-        """Last hidden states; padded to the tokenizer's length and cut there, as in SD."""
+        """Last hidden states; padded to the tokenizer's length and cut there, as in SD.
+
+        Equal captions, as those of a dropped or an empty prompt, are encoded once.
+        """
+        distinct = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
         tokens = self.tokenizer(
-            list(captions),
+            [*distinct],
             padding="max_length",
             truncation=True,
             max_length=self.tokenizer.model_max_length,
             return_tensors="pt",
         )
         ids = tokens.input_ids.to(self.alphas_cumprod.device)
-        return self.text_encoder.net(ids).last_hidden_state
+        states = self.text_encoder.net(ids).last_hidden_state
+        return states[torch.tensor([distinct[caption] for caption in captions], device=ids.device)]
 
     def denoise(
         self,
@@ -181,23 +187,3 @@ def load_encoders(path: str) -> dict[str, Any]:
         "text_encoder": CLIPTextModel.from_pretrained(path, subfolder="text_encoder", **weights),
         "tokenizer": CLIPTokenizer.from_pretrained(path, subfolder="tokenizer"),
     }
-
-
-def require_parts(path: str, parts: Sequence[str] = PARTS) -> str:
-    """Refuse a local folder that lacks a part of the diffusers layout; hub names pass.
-
-    A path that starts with '/', '.' or '~', or that exists, is a local folder. Returns what the
-    libraries load from: they do not know '~'.
-    """
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        if str(path).startswith(("/", ".", "~")):
-            raise ValueError(f"backbone.path={path}: no such folder; expected {', '.join(parts)}")
-        return path
-    missing = [part for part in parts if not (folder / part).is_dir()]
-    if missing:
-        raise ValueError(
-            f"backbone.path={path}: missing {', '.join(missing)}; expected the diffusers layout "
-            f"({', '.join(parts)})"
-        )
-    return str(folder)

@@ -1,6 +1,5 @@
 """Maps from CLIP text to CLIP image embeddings: the paper's P, its doors and its simple forms."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -105,18 +104,3 @@ def save_linear_prior(path: str | Path, state: dict[str, Tensor]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     save_file({name: value.contiguous() for name, value in state.items()}, temporary)
     temporary.replace(path)
-
-
-def require_folder(path: str | Path, parts: Sequence[str]) -> str:
-    """Refuse a local folder that lacks a part; hub names pass. Knows "~", which the libraries do
-    not."""
-    folder = Path(path).expanduser()
-    if not folder.exists() and not str(path).startswith(("/", ".", "~")):
-        return str(path)
-    missing = [part for part in parts if not (folder / part).is_dir()]
-    if missing:
-        raise ValueError(
-            f"prior.path={path}: missing {', '.join(missing)}; expected a folder with "
-            f"{', '.join(parts)}, as Karlo has them"
-        )
-    return str(folder)
