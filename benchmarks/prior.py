@@ -6,25 +6,23 @@
 Beside each stands what one would write with diffusers alone, on the same weights. Training: noise,
 steps and dropped texts from the global generator, AdamW as torch makes it. Drawing: a loop over the
 regions, each with its candidates and both branches of guidance in one batch, UnCLIPScheduler. Texts
-are already encoded. Median over repeats, the two forms run alternately in one process.
+of 6 to 19 tokens are already encoded: padded to the context length of CLIP in the plain form, as
+long as the longest in ours. Median over repeats, the two forms run alternately in one process.
 """
 
 import argparse
-import csv
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import PriorTransformer, UnCLIPScheduler
-from rich import box
+from report import make_parser, parse, report
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -104,12 +102,21 @@ def make_text(case: Case) -> TextFeatures:
     return TextFeatures(text.embeds, text.states, text.mask, null)
 
 
+def cut(text: TextFeatures) -> TextFeatures:
+    """No longer than the longest text, as `Clip.encode_texts` gives them."""
+    length = int(text.mask.sum(dim=1).max())
+    null = None if text.null is None else cut(text.null)
+    return replace(text, states=text.states[:, :length], mask=text.mask[:, :length], null=null)
+
+
 def training_calls(case: Case) -> dict[str, Callable[[], None]]:
     """One optimizer step on `num` pairs; under autocast where dtype is not float32."""
     text, x_0 = make_text(case), torch.randn(case.num, SIZES[case.size]["embedding_dim"])
     x_0, index = x_0.to(case.device), torch.arange(case.num, device=case.device)
     assert text.null is not None
-    null = text.null
+    null, short = text.null, cut(text)
+    assert short.null is not None
+    short_null = short.null
     autocast: dict[str, Any] = {"enabled": case.dtype != "float32"}
     autocast |= {"dtype": getattr(torch, case.dtype), "device_type": case.device}
     ours, plain = make_prior(case), make_prior(case).transformer
@@ -119,7 +126,7 @@ def training_calls(case: Case) -> dict[str, Callable[[], None]]:
 
     def step_ours() -> None:
         with torch.autocast(**autocast):
-            loss = ours.loss(x_0, text, null, index, 0)
+            loss = ours.loss(x_0, short, short_null, index, 0)
         loss.backward()
         own_optimizer.step()
         own_optimizer.zero_grad()
@@ -143,12 +150,13 @@ def training_calls(case: Case) -> dict[str, Callable[[], None]]:
 def sampling_calls(case: Case) -> dict[str, Callable[[], None]]:
     """One embedding for each of `num` regions."""
     prior, text = make_prior(case).eval(), make_text(case)
+    short = cut(text)
     prior.transformer.to(getattr(torch, case.dtype))
     seeds = torch.arange(case.num, device=case.device)
 
     def draw_ours() -> None:
         with torch.inference_mode():
-            prior(text, seeds)
+            prior(short, seeds)
 
     def draw_plain() -> None:
         with torch.inference_mode():
@@ -217,41 +225,31 @@ def measure(what: str, case: Case, repeats: int) -> Row:
     )
 
 
-def table(rows: list[Row], title: str) -> Table:
-    printed = Table(title=title, box=box.SIMPLE, pad_edge=False)
-    for name in ("", "rows", "plain ms", "ours ms", "plain rows/s", "ours rows/s", "ratio"):
-        printed.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for row in rows:
-        times = [f"{value:.1f}" for value in (row.plain_ms, row.ours_ms)]
-        speeds = [f"{value:.1f}" for value in (row.plain_per_s, row.ours_per_s)]
-        printed.add_row(row.what, str(row.num), *times, *speeds, f"{row.ratio:.2f}x")
-    return printed
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "": lambda r: r.what,
+    "rows": lambda r: str(r.num),
+    "plain ms": lambda r: f"{r.plain_ms:.1f}",
+    "ours ms": lambda r: f"{r.ours_ms:.1f}",
+    "plain rows/s": lambda r: f"{r.plain_per_s:.1f}",
+    "ours rows/s": lambda r: f"{r.ours_per_s:.1f}",
+    "ratio": lambda r: f"{r.ratio:.2f}x",
+}
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def options() -> argparse.Namespace:
+    parser = make_parser(__doc__, repeats=3)
     parser.add_argument("--size", choices=[*SIZES], default="tiny")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--batch", type=int, default=32, help="pairs of a training step")
     parser.add_argument("--regions", type=int, default=16)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--candidates", type=int, default=2)
     parser.add_argument("--guidance-scale", type=float, default=4.0)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--csv", type=Path, help="also write the table here")
-    args = parser.parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device: cuda was asked for, but torch sees none")
-    if min(args.batch, args.regions, args.candidates, args.repeats, args.threads) < 1:
-        parser.error("--batch, --regions, --candidates, --repeats, --threads: expected 1 or more")
-    return args
+    return parse(parser, ["batch", "regions", "steps", "candidates"])
 
 
 def main() -> None:
-    args = parse()
-    torch.set_num_threads(args.threads)
+    args = options()
     common = (args.steps, args.candidates, args.guidance_scale)
     rows = []
     with Progress(console=Console(stderr=True)) as progress:
@@ -262,16 +260,7 @@ def main() -> None:
             rows.append(measure(what, case, args.repeats))
     title = f"{args.size}, {args.device}, {args.dtype}; draws: {args.steps} steps, "
     title += f"{args.candidates} candidates, guidance {args.guidance_scale:g}"
-    if args.device == "cpu":
-        title += f"; {args.threads} threads"
-    console = Console()
-    console.width = max(console.width, 100)
-    console.print(table(rows, title))
-    if args.csv:
-        with args.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, asdict(rows[0]).keys())
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
+    report(rows, COLUMNS, title, args)
 
 
 if __name__ == "__main__":

@@ -14,22 +14,20 @@ a machine that is busy otherwise. Without --base the model is a small one with r
 """
 
 import argparse
-import csv
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from rich import box
+from report import make_parser, parse, report
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from small_model import THINGS, write_base, write_clip
 from torch import Tensor
 
@@ -156,51 +154,36 @@ def measure(
     ]
 
 
-def table(rows: list[Row], title: str) -> Table:
-    printed = Table(title=title, box=box.SIMPLE, pad_edge=False)
-    for name in ("", "s a batch", "images/s", "against diffusers", "against fast"):
-        printed.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for row in rows:
-        printed.add_row(
-            row.name,
-            f"{row.seconds:.3f}",
-            f"{row.images_per_s:.3f}",
-            f"{row.against_diffusers:.2f}x",
-            f"{row.against_fast:.2f}x",
-        )
-    return printed
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "": lambda r: r.name,
+    "s a batch": lambda r: f"{r.seconds:.3f}",
+    "images/s": lambda r: f"{r.images_per_s:.3f}",
+    "against diffusers": lambda r: f"{r.against_diffusers:.2f}x",
+    "against fast": lambda r: f"{r.against_fast:.2f}x",
+}
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def options() -> argparse.Namespace:
+    parser = make_parser(__doc__, repeats=5)
     parser.add_argument("--base", type=Path, help="a diffusers folder, with clip/ or without")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--size", type=int, help="of the images; default that of the model")
     parser.add_argument("--scheduler", default="DDIMScheduler", help="any scheduler of diffusers")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true", help="compile both UNets")
     parser.add_argument(
         "--channels-last", action="store_true", help="both UNets in that memory format"
     )
     parser.add_argument("--cpu-time", action="store_true", help="not that of the clock")
-    parser.add_argument("--csv", type=Path, help="also write the table here")
-    args = parser.parse_args()
+    args = parse(parser, ["batch", "steps", "size"])
     if args.cpu_time and (args.device, args.threads) != ("cpu", 1):
         parser.error("--cpu-time: expected --device cpu --threads 1")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device: cuda was asked for, but torch sees none")
-    if min(args.batch, args.steps, args.repeats, args.threads) < 1:
-        parser.error("--batch, --steps, --repeats and --threads: expected at least 1")
     return args
 
 
 def main() -> None:
-    args = parse()
-    torch.set_num_threads(args.threads)
+    args = options()
     with tempfile.TemporaryDirectory() as folder:
         base = args.base or write_base(Path(folder) / "base")
         clip = base / "clip" if (base / "clip").is_dir() else write_clip(Path(folder) / "clip")
@@ -209,17 +192,8 @@ def main() -> None:
     rows = measure(calls, args.repeats, args.batch, clock)
     difference = (calls[EQUAL]().int() - calls[PIPELINE]().int()).abs().max()
     title = f"batch {args.batch}, {args.steps} steps, {args.scheduler}, {args.dtype}, {args.device}"
-    if args.device == "cpu":
-        title += f", {args.threads} threads"
-    console = Console()
-    console.width = max(console.width, 100)
-    console.print(table(rows, title))
+    report(rows, COLUMNS, title, args)
     print(f"largest difference between the pictures of the first two: {difference} of 255")
-    if args.csv:
-        with args.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, asdict(rows[0]).keys())
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
 
 
 if __name__ == "__main__":

@@ -9,22 +9,19 @@ resident set of a fresh process for each call, after a small one has loaded the 
 the scratch memory of the libraries, which torch's own counters do not see; known on Linux only.
 """
 
-import argparse
-import csv
 import math
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich import box
+from report import make_parser, parse, report
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from spatext.modules.functional.st import Segments
 from spatext.modules.functional.st_conv import dense_st_conv, factorised_st_conv
@@ -177,46 +174,25 @@ def measure(case: Case, repeats: int) -> list[Row]:
     return rows
 
 
-def table(rows: list[Row], title: str) -> Table:
-    columns = {
-        "D": lambda r: str(r.dim),
-        "grid": lambda r: f"{r.size}x{r.size}",
-        "mode": lambda r: r.mode,
-        "dense ms": lambda r: f"{r.dense_ms:.1f}",
-        "fact ms": lambda r: f"{r.factorised_ms:.1f}",
-        "speedup": lambda r: f"{r.speedup:.1f}x",
-        "dense MiB": lambda r: f"{r.dense_mib:.0f}",
-        "fact MiB": lambda r: f"{r.factorised_mib:.0f}",
-        "less": lambda r: f"{r.memory_ratio:.1f}x",
-        "fwd GFLOP": lambda r: f"{r.dense_gflop:.1f}/{r.factorised_gflop:.2f}",
-        "fewer": lambda r: f"{r.dense_gflop / r.factorised_gflop:.0f}x",
-    }
-    printed = Table(title=title, box=box.SIMPLE, pad_edge=False)
-    for name in columns:
-        printed.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
-    for row in rows:
-        printed.add_row(*(cell(row) for cell in columns.values()))
-    return printed
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--batch", type=int, help="default 1 on cpu, 8 on cuda")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--csv", type=Path, help="also write the table here")
-    args = parser.parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device: cuda was asked for, but torch sees none")
-    if min(args.repeats, args.threads, args.batch or 1) < 1:
-        parser.error("--batch, --repeats and --threads: expected at least 1")
-    return args
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "D": lambda r: str(r.dim),
+    "grid": lambda r: f"{r.size}x{r.size}",
+    "mode": lambda r: r.mode,
+    "dense ms": lambda r: f"{r.dense_ms:.1f}",
+    "fact ms": lambda r: f"{r.factorised_ms:.1f}",
+    "speedup": lambda r: f"{r.speedup:.1f}x",
+    "dense MiB": lambda r: f"{r.dense_mib:.0f}",
+    "fact MiB": lambda r: f"{r.factorised_mib:.0f}",
+    "less": lambda r: f"{r.memory_ratio:.1f}x",
+    "fwd GFLOP": lambda r: f"{r.dense_gflop:.1f}/{r.factorised_gflop:.2f}",
+    "fewer": lambda r: f"{r.dense_gflop / r.factorised_gflop:.0f}x",
+}
 
 
 def main() -> None:
-    args = parse()
-    torch.set_num_threads(args.threads)
+    parser = make_parser(__doc__, repeats=5)
+    parser.add_argument("--batch", type=int, help="default 1 on cpu, 8 on cuda")
+    args = parse(parser, ["batch"])
     batch = args.batch or (8 if args.device == "cuda" else 1)
     cases = [Case(d, size, batch, args.device, args.threads) for size in SIZES for d in DIMS]
     rows: list[Row] = []
@@ -224,16 +200,7 @@ def main() -> None:
         for case in progress.track(cases, description="first convolution"):
             rows += measure(case, args.repeats)
     title = f"K = {NUM_SEGMENTS}, c_out = {C_OUT}, batch {batch}, float32, {args.device}"
-    if args.device == "cpu":
-        title += f", {args.threads} threads"
-    console = Console()
-    console.width = max(console.width, 116)
-    console.print(table(rows, title))
-    if args.csv:
-        with args.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, asdict(rows[0]).keys())
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
+    report(rows, COLUMNS, title, args, left=["mode"])
 
 
 if __name__ == "__main__":

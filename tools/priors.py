@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from spatext.datamodules.pair_folder import Pairs
-from spatext.modules.functional.metrics import prediction_metrics
+from spatext.modules.functional.metrics import hits_at, prediction_metrics
 from spatext.modules.functional.random import Purpose, derive_seeds
 from spatext.modules.networks.clip import Clip, TextFeatures, check_fingerprint
 from spatext.modules.networks.priors import Prior
 from spatext.tools.console import check_complete, one_line_errors
 from spatext.tools.loading import pick_device
 from spatext.tools.priors_fitted import Training, batches, spread
-from spatext.tools.priors_report import Row, write_comparison
+from spatext.tools.priors_report import TEXT, Row, write_comparison
 from spatext.tools.provenance import write_provenance
 
 NAMES = {False: "images", True: "regions"}
@@ -155,12 +155,13 @@ def baseline_rows(pool: Pool, pairs: Pairs) -> Iterator[Row]:
     known = (pairs.kinds == pool.is_region).any()
     mean = torch.from_numpy(pairs.statistics(float(pool.is_region) if known else None)[0])
     predictions = {
-        "the text itself": torch.cat([features.embeds for features in pool.features]),
+        TEXT: torch.cat([features.embeds for features in pool.features]),
         "another image": image_embeds.roll(len(pool) // 2, 0),
         "mean of training": mean.to(image_embeds).expand_as(image_embeds),
     }
     for name, predicted in predictions.items():
-        yield Row(pool.name, name, len(pool), [prediction_metrics(predicted, image_embeds)])
+        values = [prediction_metrics(predicted, image_embeds)]
+        yield Row(pool.name, name, values, hits_at(predicted, image_embeds, [1]).flatten())
 
 
 def measure(name: str, prior: Prior, pool: Pool, num_seeds: int) -> Row:
@@ -170,14 +171,15 @@ def measure(name: str, prior: Prior, pool: Pool, num_seeds: int) -> Row:
         pool.image_embeds.device
     )
     draw(prior, pool.features[0][:2], seeds[0, :2])  # kernels and buffers are made here
-    values, seconds = [], 0.0
+    values, hits, seconds = [], [], 0.0
     for own in seeds:
         parts = own.split([len(features) for features in pool.features])
         drawn = [draw(prior, *given) for given in zip(pool.features, parts, strict=True)]
         seconds += sum(each for _, each in drawn)
         predicted = torch.cat([part for part, _ in drawn])
         values.append(prediction_metrics(predicted, pool.image_embeds))
-    return Row(pool.name, name, len(pool), values, num * len(pool) / seconds)
+        hits.append(hits_at(predicted, pool.image_embeds, [1]).flatten())
+    return Row(pool.name, name, values, torch.stack(hits).mean(0), num * len(pool) / seconds)
 
 
 @torch.inference_mode()

@@ -6,7 +6,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import torch
+from jaxtyping import Float
 from omegaconf import DictConfig
+from torch import Tensor
 
 from spatext.modules.functional.metrics import RECALLS
 from spatext.tools.provenance import versions, write_text
@@ -18,6 +20,8 @@ COLUMNS = {
     "variance_ratio": "variance",
     "variance_ratio_min": "least",
 }
+TEXT = "the text itself"
+RIVALS = {TEXT: "text", "linear": "linear"}
 NOTES = """\
 Each prediction is compared with the CLIP embedding of the true image or crop.
 
@@ -33,21 +37,27 @@ Each prediction is compared with the CLIP embedding of the true image or crop.
   0 for a prior that has collapsed to few modes.
 - draws/s: predictions a second, all candidates of one counted as one; the text encoder is not
   counted.
-- a +- b: mean and standard error over seeds of sampling, on the same pairs. Another choice of
-  pairs moves R@k by the larger standard error told above (sqrt(p (1 - p) / n) at p = 1/2), all rows
-  together for the most part.
+- R@1 - text, R@1 - linear: difference to that row and its standard error over the pairs, which are
+  the same for both: above two of them it is not the choice of pairs.
+- a +- b otherwise: mean and standard error over seeds of sampling, on the same pairs. Another
+  choice of pairs moves R@k by the larger standard error told above (sqrt(p (1 - p) / n) at
+  p = 1/2), all rows together for the most part.
 """
 
 
 @dataclass(frozen=True)
 class Row:
-    """Measures of one prior on one part of the held-out pairs: a dict for each seed."""
+    """Measures of one prior on a part of the held-out pairs: `values` has a dict for each seed."""
 
     pairs: str
     prior: str
-    num_pairs: int
     values: list[dict[str, float]]
+    hits: Float[Tensor, " n"]  # of each pair: its part in recall@1, the mean over seeds
     draws_per_s: float | None = None
+
+    @property
+    def num_pairs(self) -> int:
+        return len(self.hits)
 
     def mean(self, name: str) -> float:
         return fmean(values[name] for values in self.values)
@@ -63,15 +73,30 @@ class Row:
         return f"{self.mean(name):.3f}" + ("" if error is None else f" +- {error:.3f}")
 
 
+def gain(row: Row, rows: list[Row], rival: str) -> tuple[float, float] | None:
+    """Difference in recall@1 to the rival on the same pairs, and its standard error over pairs.
+
+    None for the rival itself and where it is not in the table.
+    """
+    others = [r for r in rows if r.pairs == row.pairs and r.prior == rival and r is not row]
+    if not others or row.prior == rival:
+        return None
+    difference = (row.hits - others[0].hits).double()
+    return difference.mean().item(), (difference.std() / len(difference) ** 0.5).item()
+
+
 def table(rows: list[Row]) -> str:
     """Markdown."""
+    names = [*COLUMNS.values(), *(f"R@1 - {rival}" for rival in RIVALS.values()), "draws/s"]
     lines = [
-        "| pairs | prior | " + " | ".join(COLUMNS.values()) + " | draws/s |",
-        "|---|---|" + "--:|" * (len(COLUMNS) + 1),
+        "| pairs | prior | " + " | ".join(names) + " |",
+        "|---|---|" + "--:|" * len(names),
     ]
     for row in rows:
         speed = "" if row.draws_per_s is None else rate(row.draws_per_s)
-        cells = [row.pairs, row.prior, *map(row.cell, COLUMNS), speed]
+        gains = [gain(row, rows, rival) for rival in RIVALS]
+        told = ["" if found is None else "{:+.3f} +- {:.3f}".format(*found) for found in gains]
+        cells = [row.pairs, row.prior, *map(row.cell, COLUMNS), *told, speed]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -83,12 +108,16 @@ def rate(per_s: float) -> str:
 def write_csv(path: Path, rows: list[Row]) -> None:
     """A line per row of the table; `<measure>_error` is empty for one seed."""
     names = [name for column in COLUMNS for name in (column, f"{column}_error")]
+    for rival in RIVALS.values():
+        names += [f"recall@1_minus_{rival}", f"recall@1_minus_{rival}_error"]
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["pairs", "prior", "num_pairs", "num_seeds", *names, "draws_per_s"])
         for row in rows:
             values = [value for name in COLUMNS for value in (row.mean(name), row.error(name))]
+            for rival in RIVALS:
+                values += gain(row, rows, rival) or (None, None)
             writer.writerow(
                 [row.pairs, row.prior, row.num_pairs, len(row.values), *values, row.draws_per_s]
             )

@@ -35,15 +35,21 @@ class SpaText(HoldsFrozen, TextToImage):
                 f"module.backbone.embed_dim: found {backbone.embed_dim}, expected "
                 f"{clip.embed_dim}, the embedding width of CLIP model {clip.name!r}"
             )
-        assert isinstance(prior, nn.Module)
-        check_fingerprint(getattr(prior, "embeddings", {}), clip.fingerprint, "module.prior")
-        self.clip, self.held_prior = clip, Frozen(prior)
+        self.clip = clip
         self.drawn: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()
+        self.use_prior(prior)
 
     @property
     def prior(self) -> Prior:
         """Held, not owned: it is neither trained nor averaged nor saved with the model."""
         return self.held_prior.net
+
+    def use_prior(self, prior: Prior) -> None:
+        """Paint with another one from now on. Raises ValueError for one of other embeddings."""
+        assert isinstance(prior, nn.Module)
+        check_fingerprint(getattr(prior, "embeddings", {}), self.clip.fingerprint, "module.prior")
+        self.held_prior = Frozen(prior)
+        self.drawn.clear()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         if self.global_step == 0:

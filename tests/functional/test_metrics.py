@@ -10,6 +10,7 @@ from spatext.modules.functional import metrics
 from spatext.modules.functional.metrics import (
     RECALLS,
     cosine,
+    hits_at,
     norm_ratio,
     prior_metrics,
     recall_at,
@@ -56,6 +57,7 @@ def test_recall_is_the_rank_of_the_true_row(chunk: int, monkeypatch: pytest.Monk
     expected = {k: float((ranks < k).mean()) for k in found}
     assert found == pytest.approx(expected)
     assert 0 < found[1] < found[10] < 1 == found[40]  # or nothing was tested
+    np.testing.assert_array_equal(hits_at(predicted, image, (5,))[:, 0], ranks < 5)
 
 
 def test_recall_takes_no_side_of_the_norms() -> None:

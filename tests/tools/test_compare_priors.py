@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import ttest_rel
 from torch.testing import assert_close
 
 from runs import compose_config
@@ -19,7 +20,7 @@ from spatext.modules.networks.regression import MLPPrior
 from spatext.modules.networks.retrieval import RetrievalPrior
 from spatext.tools import retrieval
 from spatext.tools.priors import compare
-from spatext.tools.priors_report import Row
+from spatext.tools.priors_report import TEXT, Row, gain
 from tiny import EMBED_DIM, MAX_LENGTH, write_base
 
 COLOURS = "red blue yellow green black white grey pink".split()
@@ -134,7 +135,19 @@ def test_one_table_of_all_that_is_made_of_the_training_pairs(
     assert cosines[0] > 0.999
     assert cosines[0] > cosines[1] > rows["images", "linear_regions"].mean("cosine")
     assert rows["regions", "linear"].draws_per_s is not None
+    check_gain(rows)
     check_files(tmp_path, [*rows.values()], capsys.readouterr().out)
+
+
+def check_gain(rows: dict[tuple[str, str], Row]) -> None:
+    """Difference and error over the pairs, as scipy's paired test has them."""
+    row, text = rows["regions", "linear_regions"], rows["regions", TEXT]
+    found = gain(row, [*rows.values()], TEXT)
+    assert found is not None
+    assert found[0] == pytest.approx(row.mean("recall@1") - text.mean("recall@1"))
+    assert found[0] / found[1] == pytest.approx(ttest_rel(row.hits, text.hits).statistic)
+    assert gain(text, [*rows.values()], TEXT) is None
+    assert gain(row, [row, text], "linear") is None
 
 
 def check_files(out: Path, rows: list[Row], printed: str) -> None:
@@ -150,6 +163,10 @@ def check_files(out: Path, rows: list[Row], printed: str) -> None:
         assert float(line["recall@5"]) == row.mean("recall@5")
         assert cells.startswith(f"| {row.pairs} | {row.prior} | {row.mean('cosine'):.3f} |")
         assert line["cosine_error"] == ""
+        rival = gain(row, rows, "linear")
+        told = "" if rival is None else f"{rival[0]:+.3f} +- {rival[1]:.3f}"
+        assert cells.split(" | ")[-2].strip() == told
+        assert line["recall@1_minus_linear"] == ("" if rival is None else str(rival[0]))
     assert (out / "config.yaml").is_file()
     assert (out / "provenance.json").is_file()
 

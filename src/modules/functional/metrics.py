@@ -78,7 +78,17 @@ def recall_at(
     image_embeds: Float[Tensor, "n d"],
     ks: Sequence[int] = RECALLS,
 ) -> dict[int, float]:
-    """Share of the predictions whose true embedding is among the k nearest of all n, by cosine.
+    """Share of the predictions whose true embedding is among the k nearest of all n, by cosine."""
+    means = hits_at(predicted, image_embeds, ks).mean(0)
+    return dict(zip(ks, means.tolist(), strict=True))
+
+
+def hits_at(
+    predicted: Float[Tensor, "n d"],
+    image_embeds: Float[Tensor, "n d"],
+    ks: Sequence[int] = RECALLS,
+) -> Float[Tensor, "n k"]:
+    """What each prediction adds to `recall_at`: 1 where its true embedding is among the k nearest.
 
     Ties are broken by expectation: a true row that is tied with m - 1 others, below g nearer ones,
     counts by (k - g) / m, held to [0, 1]. So a constant or zero prediction scores chance, k / n,
@@ -90,7 +100,7 @@ def recall_at(
     """
     n = len(image_embeds)
     pool = unit(image_embeds).to(long(image_embeds))
-    hits = torch.zeros(len(ks), dtype=pool.dtype, device=pool.device)
+    hits = torch.zeros(n, len(ks), dtype=pool.dtype, device=pool.device)
     size = max(1, CHUNK // n)
     for start in range(0, n, size):
         cosines = unit(predicted[start : start + size]).to(pool.dtype) @ pool.mT
@@ -99,8 +109,8 @@ def recall_at(
         tied = ((cosines - true).abs() <= TIE).sum(1)  # with itself, unless it is not finite
         nearer = n - below - tied
         for i, k in enumerate(ks):
-            hits[i] += ((k - nearer) / tied.clamp(min=1)).clamp(0, 1).sum(dtype=hits.dtype)
-    return {k: hit / n for k, hit in zip(ks, hits.tolist(), strict=True)}
+            hits[start : start + size, i] = ((k - nearer) / tied.clamp(min=1)).clamp(0, 1)
+    return hits
 
 
 def norm_ratio(predicted: Float[Tensor, "n d"], image_embeds: Float[Tensor, "n d"]) -> float:

@@ -101,7 +101,8 @@ class DiffusionPrior(nn.Module):
             path, subfolder="prior", torch_dtype=torch.float32
         )
         mean, std = transformer.clip_mean.data, transformer.clip_std.data
-        transformer.to(getattr(torch, dtype))
+        if dtype != "float32":  # diffusers warns of any cast
+            transformer.to(getattr(torch, dtype))
         transformer.clip_mean.data, transformer.clip_std.data = mean, std
         config = UnCLIPScheduler.load_config(path, subfolder="prior_scheduler")
         prior = cls(transformer, config, **options)
