@@ -1,9 +1,10 @@
 """spatext-demo: from an empty folder to pictures that obey a painted layout.
 
-Draws a small world, fine-tunes a tiny text-to-image model into a latent SpaText on it, samples
-held-out layouts and has them judged by a program that shares no code with the model. The tiny
-model comes with the package, as Stable Diffusion comes from a hub; with --from-scratch its parts
-(CLIP, autoencoder, UNet) are trained first, which takes about two hours.
+Draws a small world, fine-tunes a tiny text-to-image model into a latent SpaText on it, trains a
+prior on CLIP embeddings of the world, samples held-out layouts and has them judged by a program
+that shares no code with the model. The tiny model comes with the package, as Stable Diffusion comes
+from a hub; with --from-scratch its parts (CLIP, autoencoder, UNet) are trained first, which takes
+about two hours.
 
 Each stage is an ordinary command of this package, printed before it runs. A stage that is done is
 not run again, and one that was stopped goes on from its last checkpoint.
@@ -29,6 +30,7 @@ from spatext.tools.demo_report import evaluate, write_report
 from spatext.tools.provenance import write_text
 
 NUM_TRAIN, NUM_VAL = 20000, 256
+NUM_PAIR_SHARDS = 6  # of the 20; 1000 scenes each
 WEIGHTS = Path(spatext.tools.__file__).parent / "weights" / "shapes"
 
 
@@ -47,7 +49,8 @@ class Stage:
 
     def fingerprint(self, earlier: str) -> str:
         """Of the command, of the configuration it composes, and of all stages before it."""
-        config = compose_text(self.arguments) if self.tool == "train" else ""
+        composed = self.tool in ("train", "embed")
+        config = compose_text(self.tool, self.arguments) if composed else ""
         return hashlib.sha256("\n".join([earlier, self.title, config]).encode()).hexdigest()
 
 
@@ -55,13 +58,13 @@ class ChildFailure(ValueError):
     """A stage's command failed and has said why."""
 
 
-def compose_text(arguments: tuple[str, ...]) -> str:
+def compose_text(name: str, arguments: tuple[str, ...]) -> str:
     with initialize_config_module("spatext.conf", version_base="1.3"):
-        return OmegaConf.to_yaml(compose("train", overrides=list(arguments)))
+        return OmegaConf.to_yaml(compose(name, overrides=list(arguments)))
 
 
 def stages(out: Path, *, from_scratch: bool = False) -> list[Stage]:
-    """The world, the parts of the base model where they are to be trained, and SpaText."""
+    """The world, the parts of the base model where they are to be trained, SpaText, its prior."""
     base = out / "base" if from_scratch else WEIGHTS
     data = (
         f"datamodule.shards={out / 'shapes-train'}",
@@ -107,6 +110,27 @@ def stages(out: Path, *, from_scratch: bool = False) -> list[Stage]:
         drawing("val", NUM_VAL),
         *(parts if from_scratch else ()),
         training("demo_latent", f"base={base}"),
+        *prior_stages(out, base),
+    ]
+
+
+def prior_stages(out: Path, base: Path) -> list[Stage]:
+    """The prior, trained on the embeddings of a part of the world."""
+    pairs = (
+        f"out={out / 'pairs'}",
+        f"datamodule.shards='{out}/shapes-train/shapes-train-00000[0-{NUM_PAIR_SHARDS - 1}].tar'",
+        *("datamodule.image_size=64", "datamodule.crop_size=32", "datamodule.min_area=0.02"),
+        *("datamodule.num_workers=1", "num_threads=1"),
+        *(f"clip.name=local-dir:{base / 'clip'}", "clip.pretrained=null"),
+    )
+    prior = (
+        *("experiment=prior_tiny", f"run_dir={out / 'prior'}", "resume=true", f"base={base}"),
+        f"datamodule.pairs={out / 'pairs'}",
+        *("trainer=ddp_sim", "datamodule.batch_size=32"),  # of each of the two processes
+    )
+    return [
+        Stage("pairs", "embed", pairs, out / "pairs"),
+        Stage("prior", "train", prior, out / "prior"),
     ]
 
 
@@ -153,7 +177,8 @@ def main() -> None:
         for stage in stages(out, from_scratch=args.from_scratch):
             fingerprint, seconds[stage.name] = run_stage(stage, out, fingerprint)
         start = time.monotonic()
-        result = evaluate(out / "latent" / "checkpoints" / "last.ckpt", num=args.num_layouts)
+        checkpoint = out / "latent" / "checkpoints" / "last.ckpt"
+        result = evaluate(checkpoint, out / "prior" / "export", num=args.num_layouts)
         seconds["evaluation"] = time.monotonic() - start
         passed = write_report(out, result, seconds)
     raise SystemExit(0 if passed else 1)

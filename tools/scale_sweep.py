@@ -77,7 +77,7 @@ def run_sweep(sweep: Sweep, out: Path) -> list[Row]:
     out.mkdir(parents=True, exist_ok=True)
     for text, segments in tqdm(pairs, desc="sweep", unit="pair"):
         sampling = replace(sweep.sampling, scales={"text": text, "segments": segments})
-        images = sample_layouts(model, layouts, seeds, sampling, progress=False)
+        images = sample_layouts(model, layouts, seeds, sampling)
         rows.append(Row(text, segments, score(images, layouts)))
         write_csv(out / "sweep.csv", rows, sweep)
     plot(out / "sweep.png", rows, sweep)

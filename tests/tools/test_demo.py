@@ -16,13 +16,23 @@ from runs import compose_config
 from spatext.datamodules.crops import crop_segment
 from spatext.modules.generate import Sampling
 from spatext.modules.networks.clip import Clip
+from spatext.modules.networks.diffusion_prior import DiffusionPrior
 from spatext.modules.networks.latent import LatentBackbone
+from spatext.modules.networks.prior_schedulers import KARLO
 from spatext.modules.networks.priors import LinearPrior
 from spatext.tools.console import check_complete
 from spatext.tools.demo import WEIGHTS, ChildFailure, Stage, run_stage, stages
-from spatext.tools.demo_report import LAYOUT_SEED, THRESHOLDS, Result, evaluate, score, write_report
+from spatext.tools.demo_report import (
+    LAYOUT_SEED,
+    PRIORS,
+    THRESHOLDS,
+    Result,
+    evaluate,
+    score,
+    write_report,
+)
 from spatext.tools.shapes_world import draw_scene, heldout_layouts
-from tiny import no_seeds
+from tiny import make_prior_transformer, no_seeds
 
 CONF = Path(spatext.conf.__file__).parent
 
@@ -113,9 +123,16 @@ def test_each_training_has_all_it_needs(tmp_path: Path, from_scratch: bool) -> N
             check_complete(config)
             assert Path(config.run_dir) == stage.folder
             assert config.resume is True
-            assert {Path(config.datamodule.shards), Path(config.datamodule.val_shards)} <= made
+            if stage.name == "prior":
+                assert Path(config.datamodule.pairs) in made
+            else:
+                assert {Path(config.datamodule.shards), Path(config.datamodule.val_shards)} <= made
+        if stage.tool == "embed":
+            check_complete(compose_config("embed", list(stage.arguments)))
+            (pattern,) = (a for a in stage.arguments if a.startswith("datamodule.shards="))
+            assert pattern.startswith(f"datamodule.shards='{tmp_path / 'shapes-train'}/")
         made.add(stage.folder)
-    assert stage.folder == tmp_path / "latent"
+    assert {tmp_path / "latent", tmp_path / "prior"} <= made
     assert config.base == str(tmp_path / "base" if from_scratch else WEIGHTS)
 
 
@@ -148,8 +165,15 @@ def test_the_base_model_of_the_package_knows_the_world() -> None:
 
 
 @pytest.fixture(scope="module")
-def result(checkpoint: Path) -> Result:
-    return evaluate(checkpoint, num=4, sampling=Sampling(num_steps=1))
+def prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prior")
+    DiffusionPrior(make_prior_transformer(), KARLO).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(checkpoint: Path, prior: Path) -> Result:
+    return evaluate(checkpoint, prior, num=4, sampling=Sampling(num_steps=1))
 
 
 def test_true_drawings_pass_and_an_untrained_model_does_not(result: Result) -> None:
@@ -170,7 +194,8 @@ def test_the_report_says_what_was_met(
     seconds = {"shapes-train": 12.3, "latent": 456.0}
     assert not write_report(tmp_path / "bad", result, seconds)
     scores = {"local_iou": 0.65, "shuffled_iou": 0.2, "matched": 0.876}
-    assert write_report(tmp_path / "good", replace(result, scores=scores), seconds)
+    by_prior = result.by_prior | {"diffusion": scores}
+    assert write_report(tmp_path / "good", replace(result, by_prior=by_prior), seconds)
     bad, good = ((tmp_path / name / "report.md").read_text() for name in ("bad", "good"))
     assert bad in (printed := capsys.readouterr().out)
     assert good in printed
@@ -179,6 +204,10 @@ def test_the_report_says_what_was_met(
     for threshold in THRESHOLDS:
         row = f"| {threshold.text} | {scores[threshold.score]:.3f} | {threshold.wanted} |"
         assert row in good
+    assert "| diffusion prior | 0.650 | 0.200 | 0.876 |" in good
+    for name, title in PRIORS.items():
+        cells = [f"{result.by_prior[name][t.score]:.3f}" for t in THRESHOLDS]
+        assert f"| {title} | {' | '.join(cells)} |" in bad
     for line in ("| shapes-train | 12 |", "| latent | 456 |", "| all | 468 |"):
         assert line in good
     picture = np.asarray(Image.open(tmp_path / "good" / "grid.png"))
