@@ -20,7 +20,7 @@ from spatext.datamodules.loaders import BatchLoader
 from spatext.datamodules.pair_files import Manifest, PairRows, write_shard
 from spatext.datamodules.pair_samples import REGIONS, PairSampleDataset, collate_pairs
 from spatext.datamodules.panoptic import PanopticDataModule
-from spatext.datamodules.shards import index_shard
+from spatext.datamodules.shards import Shard, index_shard
 from spatext.modules.networks.clip import Clip
 from spatext.tools.console import check_complete, one_line_errors
 from spatext.tools.embed_plan import (
@@ -51,7 +51,7 @@ class Embedder:
     num_workers: int
     max_bad_share: float
 
-    def embed(self, path: Path) -> tuple[PairRows, dict[str, int]]:
+    def embed(self, path: Shard) -> tuple[PairRows, dict[str, int]]:
         """And the samples that were left out, {reason: number}."""
         records = index_shard(path)
         if self.reading["segmenter"] == "stored" and self.reading["regions"] != "none":
@@ -104,6 +104,11 @@ def embed(cfg: DictConfig) -> list[Manifest]:
     if not isinstance(datamodule, PanopticDataModule):
         found = type(datamodule).__name__
         raise ValueError(f"datamodule: found {found}, expected datamodule=panoptic or graph")
+    if datamodule.online is not None:
+        raise ValueError(
+            "datamodule.segmenter: found a panoptic model, expected stored segments "
+            "(datamodule=panoptic) or datamodule=graph"
+        )
     paths = datamodule.shards
     check_names(paths)
     recipe = make_recipe(cfg)

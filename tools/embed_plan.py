@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from spatext.datamodules.locations import facts_of
 from spatext.datamodules.pair_files import (
     SUFFIX,
     Manifest,
@@ -13,7 +14,7 @@ from spatext.datamodules.pair_files import (
     manifest_path,
     read_manifest,
 )
-from spatext.datamodules.shards import PANOPTIC_SUFFIX, SampleRecord
+from spatext.datamodules.shards import PANOPTIC_SUFFIX, SampleRecord, Shard
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +31,11 @@ def make_recipe(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     return {"options": options, "fingerprint": fingerprint}
 
 
-def source_of(path: Path) -> dict[str, Any]:
-    return {"file": path.name, "bytes": path.stat().st_size}
+def source_of(path: Shard) -> dict[str, Any]:
+    return {"file": path.name, "bytes": facts_of(path)["bytes"]}
 
 
-def is_done(path: Path, recipe: dict[str, dict[str, Any]], cfg: DictConfig) -> bool:
+def is_done(path: Shard, recipe: dict[str, dict[str, Any]], cfg: DictConfig) -> bool:
     """Whether the pairs of a shard are there. ValueError where there are others and these are not
     to be overwritten."""
     out = Path(cfg.out)
@@ -67,7 +68,7 @@ def check_same(place: Path, manifest: Manifest, expected: dict[str, dict[str, An
                 )
 
 
-def check_folder(out: Path, fingerprint: dict[str, Any], unfinished: list[Path]) -> None:
+def check_folder(out: Path, fingerprint: dict[str, Any], unfinished: list[Shard]) -> None:
     """Whatever stays in the folder must be of this CLIP."""
     replaced = {path.stem for path in unfinished}
     for place in sorted(out.glob(f"*{SUFFIX}")):
@@ -75,8 +76,8 @@ def check_folder(out: Path, fingerprint: dict[str, Any], unfinished: list[Path])
             check_same(place, read_manifest(place), {"fingerprint": fingerprint})
 
 
-def check_names(paths: list[Path]) -> None:
-    by_stem: dict[str, Path] = {}
+def check_names(paths: list[Shard]) -> None:
+    by_stem: dict[str, Shard] = {}
     for path in paths:
         if (other := by_stem.setdefault(path.stem, path)) is not path:
             raise ValueError(

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from spatext.datamodules.shards import expand_shards, index_shard, read_sample
+from spatext.datamodules.shards import Shard, expand_shards, index_shard, read_sample
 from spatext.modules.networks.text_tower import train_tokenizer
 from spatext.tools.console import one_line_errors
 
 
-def texts_of(shards: list[Path]) -> Iterator[str]:
+def texts_of(shards: list[Shard]) -> Iterator[str]:
     """Captions, and segment texts where the shards have them."""
     for shard in tqdm(shards, desc="texts", unit="shard"):
         for record in index_shard(shard):

@@ -36,10 +36,9 @@ def panoptic_name(document: Any, image_id: int) -> str:
 
 
 def panoptic_segments(document: Any, image_id: int, pixels: UInt8[np.ndarray, "h w 3"]) -> Segments:
-    """id = R + 256 G + 256^2 B of the map's `pixels`; texts are the names of categories."""
+    """Texts are the names of categories."""
     _check_size(pixels.shape[:2], image_size(document, image_id), image_id)
-    red, green, blue = np.moveaxis(pixels.astype(np.int32), -1, 0)
-    ids = red + 256 * green + 256**2 * blue
+    ids = panoptic_ids(pixels)
     names = _names(document)
     infos = _get(_panoptic(document, image_id), "segments_info", image_id)
     known = {int(_get(info, "id", image_id)): info for info in infos}
@@ -52,6 +51,12 @@ def panoptic_segments(document: Any, image_id: int, pixels: UInt8[np.ndarray, "h
     texts = {i: _name(names, info) for i, info in known.items() if not info.get("iscrowd")}
     ids[~np.isin(ids, list(texts))] = 0
     return Segments(ids, texts)
+
+
+def panoptic_ids(pixels: UInt8[np.ndarray, "h w 3"]) -> Int32[np.ndarray, "h w"]:
+    """R + 256 G + 256^2 B of a map's pixels."""
+    red, green, blue = np.moveaxis(pixels.astype(np.int32), -1, 0)
+    return red + 256 * green + 256**2 * blue
 
 
 def instance_segments(document: Any, image_id: int) -> Segments:

@@ -5,36 +5,16 @@ on white, 16-bit gray is scaled; colour profiles are ignored; an animation is it
 """
 
 import io
-import struct
-import zlib
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Shaped, UInt8
+from jaxtyping import Int32, Int64, Shaped, UInt8
 from PIL import Image, ImageOps
 
+from .image_sizes import EXIF_ORIENTATION, FORMATS, INVALID
 from .shards import BadSample
 
-FORMATS = ("JPEG", "PNG", "WEBP")
-EXIF_ORIENTATION = 0x0112
 MAX_ASPECT_GAP = 0.02  # relative; a stored id map may have another size, not another shape
-
-# what Pillow raises for invalid files (Image.DecompressionBombError is a plain Exception)
-INVALID = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    EOFError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
 
 
 class Window(NamedTuple):
@@ -83,7 +63,8 @@ def decode_ids(
     if size is None or size == ids.shape:
         return ids
     (h, w), (height, width) = ids.shape, size
-    if abs(h * width - w * height) > MAX_ASPECT_GAP * h * width:
+    # In the reduced map of a long image the shorter side is off by up to half a pixel.
+    if abs(h * width - w * height) > max(MAX_ASPECT_GAP * h * width, max(size) / 2):
         raise BadSample("id map and image differ in shape")
     return resize_ids(ids, size)
 
@@ -117,9 +98,12 @@ def resize_ids(ids: Int32[np.ndarray, "h w"], size: tuple[int, int]) -> Int32[np
     """Nearest (pixel centres): an id is never a mixture."""
     if ids.shape == size:
         return ids
-    rows = ((np.arange(size[0]) * 2 + 1) * ids.shape[0]) // (2 * size[0])
-    cols = ((np.arange(size[1]) * 2 + 1) * ids.shape[1]) // (2 * size[1])
-    return ids[rows[:, None], cols]
+    return ids[nearest(size[0], ids.shape[0])[:, None], nearest(size[1], ids.shape[1])]
+
+
+def nearest(size: int, num: int) -> Int64[np.ndarray, " size"]:
+    """Which of `num` pixels the centre of each of `size` pixels of the same line lies in."""
+    return ((np.arange(size) * 2 + 1) * num) // (2 * size)
 
 
 def _open(data: bytes, formats: tuple[str, ...], max_pixels: int) -> Image.Image:

@@ -8,7 +8,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from .order import GlobalBatchSampler
+from .batches import StreamSampler
+from .worker_signals import asking_blocked, outlive_signals
 
 BAD_WINDOW = 1000  # samples before the share of bad ones is taken at its word (our choice)
 
@@ -28,7 +29,9 @@ class BatchLoader(DataLoader[Any]):
         self.bad: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        for batch in super().__iter__():
+        with asking_blocked():
+            batches = super().__iter__()
+        for batch in batches:
             self.num_seen += len(batch["index"])
             self.bad.update(batch.pop("bad"))
             if self.bad.total() > self.max_bad_share * max(self.num_seen, BAD_WINDOW):
@@ -44,12 +47,12 @@ class BatchLoader(DataLoader[Any]):
 
 
 class TrainingLoader(BatchLoader):
-    """BatchLoader over a GlobalBatchSampler whose place in the stream is state.
+    """BatchLoader over a StreamSampler whose place in the stream is state.
 
     Batches that workers have prefetched do not count, only those handed out.
     """
 
-    batch_sampler: GlobalBatchSampler
+    batch_sampler: StreamSampler
 
     def handed_out(self) -> None:
         self.batch_sampler.num_handed_out += 1
@@ -100,5 +103,6 @@ class StreamDataModule(pl.LightningDataModule):
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "collate_fn": collate_fn,
+            "worker_init_fn": outlive_signals,
             "pin_memory": torch.cuda.is_available(),
         }

@@ -1,18 +1,112 @@
-"""A mixture of two streams whose batches are a pure function of (seed, number of the batch).
+"""Mixtures of streams whose batches are a pure function of (seed, number of the batch).
 
-Image pairs and region pairs are shuffled and repeated each for itself, and every global batch takes
-its fixed number of both. So the share is exact in each batch, on each process, and no draw decides
-it.
+Every stream is shuffled and repeated for itself, and every global batch takes its fixed number of
+each. So the shares are exact in each batch, and no draw decides them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64
-from torch.utils.data import Sampler
 
-from .order import ORDER_VERSION, epoch_order
+from .batches import StreamSampler
+from .order import Order
+
+PAIR_ORDER_VERSION = 1  # pairs lie in one file: their order knows no windows
+
+
+class Stream:
+    """Endless passes over an order, `size` of its samples a batch, each pass but for its last
+    size - 1.
+
+    Pass e of stream `number` out of `num_streams` has the order of the epoch num_streams * e +
+    number, so that no two passes of one seed share an order; a single stream has the order of
+    `GlobalBatchSampler`. `rows`: what the samples of the order are called outside; or they are
+    numbered from `first` on.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        size: int,
+        number: int,
+        num_streams: int,
+        *,
+        rows: Int64[np.ndarray, " n"] | None = None,
+        first: int = 0,
+    ) -> None:
+        self.order, self.size = order, size
+        self.number, self.num_streams = number, num_streams
+        self.rows, self.first = rows, first
+
+    def __len__(self) -> int:
+        """Batches of a pass."""
+        return self.order.num_samples // self.size
+
+    def batch(self, number: int, places: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
+        """Rows of these places, 0..size - 1, of a global batch."""
+        if not len(places):
+            return places
+        epoch, place = divmod(number, len(self))
+        start, stop = int(places.min()), int(places.max()) + 1
+        first = place * self.size
+        found = self.order.samples(self._address(epoch), first + start, first + stop)
+        found = found[places - start]
+        return self.first + found if self.rows is None else self.rows[found]
+
+    def replacement(self, number: int, place: int, stream_index: int, attempt: int) -> int:
+        epoch, batch = divmod(number, len(self))
+        position = batch * self.size + place
+        found = self.order.replacement(self._address(epoch), position, stream_index, attempt)
+        return self.first + found if self.rows is None else int(self.rows[found])
+
+    def _address(self, epoch: int) -> int:
+        return self.num_streams * epoch + self.number
+
+
+class StreamsSampler(StreamSampler):
+    """Global batches of several streams: int64 [b, 2] of one rank, (stream_index, row).
+
+    `pattern[p]` is the stream that the place p of a global batch belongs to, `mine` the places that
+    this rank takes, in its order. The stream_index, global_batch_size * batch + place, goes with
+    the row, not with the rank. An epoch is one pass over the stream that takes longest; the others
+    are repeated meanwhile.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        pattern: Int64[np.ndarray, " g"],
+        mine: Int64[np.ndarray, " b"],
+        facts: dict[str, Any],
+        *,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        super().__init__(facts, len(pattern), rank=rank, world_size=world_size)
+        self.streams, self.pattern, self.mine = streams, pattern, mine
+        self.inside = np.zeros(len(pattern), dtype=np.int64)  # place among those of its stream
+        for number, stream in enumerate(streams):
+            self.inside[pattern == number] = np.arange(stream.size)
+
+    def __len__(self) -> int:
+        """Global batches of an epoch."""
+        return max(len(stream) for stream in self.streams)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """`len(self)` batches from `num_handed_out` on, as in GlobalBatchSampler."""
+        for batch in range(self.num_handed_out, self.num_handed_out + len(self)):
+            found = np.stack([batch * self.global_batch_size + self.mine, self.mine], axis=1)
+            for number, stream in enumerate(self.streams):
+                own = self.pattern[self.mine] == number
+                found[own, 1] = stream.batch(batch, self.inside[self.mine[own]])
+            yield found
+
+    def replacement(self, stream_index: int, attempt: int) -> int:
+        batch, place = divmod(stream_index, self.global_batch_size)
+        stream = self.streams[self.pattern[place]]
+        return stream.replacement(batch, int(self.inside[place]), stream_index, attempt)
 
 
 def split_batch(global_batch_size: int, region_share: float) -> tuple[int, int]:
@@ -41,44 +135,12 @@ def divide(
     return [part for part in both if part[1]]
 
 
-class Stream:
-    """Endless passes over `rows`, `size` of them a batch, each pass but for its last size - 1.
+class MixtureBatchSampler(StreamsSampler):
+    """Image and region pairs, `split_batch(...)` of them in a global batch, in this order.
 
-    Pass e of stream `number` out of `num_streams` has the order of the epoch num_streams * e +
-    number, so that no two passes of one seed share an order; a single stream has the order of
-    `GlobalBatchSampler`.
-    """
-
-    def __init__(
-        self, rows: Int64[np.ndarray, " n"], size: int, seed: int, number: int, num_streams: int
-    ) -> None:
-        self.rows, self.size, self.seed = rows, size, seed
-        self.number, self.num_streams = number, num_streams
-        self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
-
-    def __len__(self) -> int:
-        """Batches of a pass."""
-        return len(self.rows) // self.size
-
-    def batch(self, number: int, start: int, stop: int) -> Int64[np.ndarray, " b"]:
-        """Rows of the places [start, stop) of a global batch."""
-        epoch, place = divmod(number, len(self))
-        if epoch != self.epoch:
-            address = self.num_streams * epoch + self.number
-            self.epoch, self.order = epoch, epoch_order(len(self.rows), self.seed, address)
-        first = place * self.size
-        return self.rows[self.order[first + start : first + stop]]
-
-
-class MixtureBatchSampler(Sampler[np.ndarray]):
-    """Endless training stream in global batches: int64 [b, 2] of one rank, (stream_index, row).
-
-    A global batch holds `split_batch(...)` image and region pairs, in this order; with region_share
-    None all pairs are one stream. Rank r takes the r-th contiguous part of either, so both numbers
-    must be multiples of the number of processes, and a run may go on with another number of them
-    that divides both. The stream_index, global_batch_size * batch + place, goes with the row, not
-    with the rank. An epoch is one pass over the stream that takes longer; the other one is repeated
-    meanwhile.
+    With region_share None all pairs are one stream. Rank r takes the r-th contiguous part of
+    either, so both numbers must be multiples of the number of processes, and a run may go on with
+    another number of them that divides both.
     """
 
     def __init__(
@@ -93,8 +155,8 @@ class MixtureBatchSampler(Sampler[np.ndarray]):
         digest: str = "",
     ) -> None:
         num_regions = int(is_region.sum())
-        self.facts: dict[str, Any] = {
-            "order_version": ORDER_VERSION,
+        facts: dict[str, Any] = {
+            "order_version": PAIR_ORDER_VERSION,
             "seed": seed,
             "global_batch_size": global_batch_size,
             "region_share": region_share,
@@ -102,32 +164,18 @@ class MixtureBatchSampler(Sampler[np.ndarray]):
             "num_regions": num_regions,
             "digest": digest,
         }
-        self.global_batch_size = global_batch_size
-        self.rank, self.world_size = rank, world_size
-        self.num_handed_out = 0
         parts = divide(is_region, global_batch_size, region_share)
         for name, size, rows in parts:
-            self._check(name, size, len(rows))
-        self.streams = [
-            Stream(rows, size, seed, number, len(parts))
+            _check_pairs(name, size, len(rows), global_batch_size, world_size)
+        streams = [
+            Stream(Order(len(rows), seed), size, number, len(parts), rows=rows)
             for number, (_, size, rows) in enumerate(parts)
         ]
-
-    def __len__(self) -> int:
-        """Global batches of an epoch."""
-        return max(len(stream) for stream in self.streams)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """`len(self)` batches from `num_handed_out` on, as in GlobalBatchSampler."""
-        for batch in range(self.num_handed_out, self.num_handed_out + len(self)):
-            parts, first = [], batch * self.global_batch_size
-            for stream in self.streams:
-                part = stream.size // self.world_size
-                start, stop = self.rank * part, (self.rank + 1) * part
-                rows = stream.batch(batch, start, stop)
-                parts.append(np.stack([np.arange(first + start, first + stop), rows], axis=1))
-                first += stream.size
-            yield np.concatenate(parts)
+        sizes = [stream.size for stream in streams]
+        pattern = np.repeat(np.arange(len(sizes)), sizes)
+        blocks = np.split(np.arange(global_batch_size), np.cumsum(sizes)[:-1])
+        mine = np.concatenate([np.split(block, world_size)[rank] for block in blocks])
+        super().__init__(streams, pattern, mine, facts, rank=rank, world_size=world_size)
 
     @property
     def region_share(self) -> float | None:
@@ -136,30 +184,19 @@ class MixtureBatchSampler(Sampler[np.ndarray]):
             return None
         return split_batch(self.global_batch_size, share)[1] / self.global_batch_size
 
-    def state_dict(self) -> dict[str, Any]:
-        """The same on every rank."""
-        epoch, num = self.num_handed_out // len(self), self.num_handed_out * self.global_batch_size
-        return {**self.facts, "epoch": epoch, "global_samples": num}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues with the batch after the saved ones; ValueError for another stream's state."""
-        for name, here in self.facts.items():
-            if here != state[name]:
-                raise ValueError(
-                    f"cannot resume the data: {name} was {state[name]} in the checkpoint, is {here}"
-                )
-        self.num_handed_out = state["global_samples"] // self.global_batch_size
-
-    def _check(self, name: str, size: int, num_pairs: int) -> None:
-        if size % self.world_size:
-            raise ValueError(
-                f"{size} {name}pairs of a global batch of {self.global_batch_size} are not a "
-                f"multiple of {self.world_size} processes; change datamodule.batch_size or "
-                "datamodule.region_share"
-            )
-        if num_pairs < size:
-            hint = " or datamodule.region_share" if name else ""
-            raise ValueError(
-                f"datamodule.pairs holds {num_pairs} {name}pairs, fewer than the {size} of one "
-                f"global batch; lower datamodule.batch_size{hint}"
-            )
+def _check_pairs(
+    name: str, size: int, num_pairs: int, global_batch_size: int, world_size: int
+) -> None:
+    if size % world_size:
+        raise ValueError(
+            f"{size} {name}pairs of a global batch of {global_batch_size} are not a "
+            f"multiple of {world_size} processes; change datamodule.batch_size or "
+            "datamodule.region_share"
+        )
+    if num_pairs < size:
+        hint = " or datamodule.region_share" if name else ""
+        raise ValueError(
+            f"datamodule.pairs holds {num_pairs} {name}pairs, fewer than the {size} of one "
+            f"global batch; lower datamodule.batch_size{hint}"
+        )

@@ -1,19 +1,18 @@
 """Order of the data: a pure function of (seed, epoch, position), so that its state is one number.
 
-Global batch s holds the stream positions [s GB, (s + 1) GB) and rank r the r-th contiguous part of
-them, whatever the number of processes and workers. Permutations sort raw Philox words, which NumPy
-keeps stable across versions, unlike `Generator.permutation`.
+Each epoch Philox permutes the shards, then the samples inside windows of some shards, so that what
+is read at a time lies in few files. Permutations sort raw Philox words, which NumPy keeps stable
+across versions, unlike `Generator.permutation`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
-from torch.utils.data import Sampler
 
-ORDER_VERSION = 1
+ORDER_VERSION = 2
+WINDOW_SHARDS = 16  # shards of a window
 
 
 class Purpose(IntEnum):
@@ -23,6 +22,9 @@ class Purpose(IntEnum):
     CROP = 1
     SEGMENTS = 2
     REPLACEMENT = 3
+    SHARDS = 4
+    WINDOW = 5
+    STREAMING = 6
 
 
 def philox(seed: int, purpose: Purpose, address: int, sub: int = 0) -> np.random.Philox:
@@ -31,129 +33,104 @@ def philox(seed: int, purpose: Purpose, address: int, sub: int = 0) -> np.random
     return np.random.Philox(key=key, counter=np.array([0, 0, sub, address], dtype=np.uint64))
 
 
-def epoch_order(
-    num_samples: int, seed: int, epoch: int, shuffle: bool = True
+def permutation(
+    num: int, seed: int, purpose: Purpose, address: int, sub: int = 0
 ) -> Int64[np.ndarray, " n"]:
-    """Sample ids of one epoch, each once."""
-    if not shuffle:
-        return np.arange(num_samples, dtype=np.int64)
-    words = philox(seed, Purpose.ORDER, epoch).random_raw(num_samples)
+    words = philox(seed, purpose, address, sub).random_raw(num)
     return np.argsort(words, kind="stable").astype(np.int64, copy=False)
 
 
-def replacement(num_samples: int, seed: int, stream_index: int, attempt: int) -> int:
-    """Sample id that stands in for an unreadable one at this place of the stream."""
-    word = philox(seed, Purpose.REPLACEMENT, stream_index, attempt).random_raw()
-    return int(word) % num_samples
+def epoch_order(
+    num_samples: int, seed: int, epoch: int, shuffle: bool = True
+) -> Int64[np.ndarray, " n"]:
+    """Sample ids of one epoch, each once, all of them permuted at once."""
+    if not shuffle:
+        return np.arange(num_samples, dtype=np.int64)
+    return permutation(num_samples, seed, Purpose.ORDER, epoch)
 
 
-class GlobalBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Endless training stream in global batches: lists of (stream_index, sample_id) of one rank.
+class Order:
+    """Which sample stands at a position of an epoch; samples are numbered through the shards.
 
-    An epoch covers each sample once but for the last GB - 1 at most, others in each epoch.
-    An iteration yields `len(sampler)` batches from `num_handed_out` on, the count of global batches
-    that whoever consumes them keeps (workers prefetch, so the sampler itself cannot know).
+    With `window_shards` None an epoch permutes all samples at once, 8 bytes each; otherwise no
+    more than the window asked for is ever computed. Unshuffled, samples stand in their own order.
     """
 
     def __init__(
         self,
-        num_samples: int,
-        global_batch_size: int,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
+        shard_sizes: int | Sequence[int] | Int64[np.ndarray, " n"],
         seed: int = 0,
+        *,
+        window_shards: int | None = None,
         shuffle: bool = True,
-        start_batch: int = 0,
     ) -> None:
-        if global_batch_size % world_size:
+        sizes = np.atleast_1d(np.asarray(shard_sizes, dtype=np.int64))
+        if window_shards is not None and window_shards < 1:
             raise ValueError(
-                f"global batch size {global_batch_size} is not a multiple of {world_size} processes"
+                f"datamodule.window_shards is {window_shards}, expected 1 or more, or null"
             )
-        if num_samples < global_batch_size:
-            raise ValueError(
-                f"datamodule.shards hold {num_samples} samples, fewer than one global batch of "
-                f"{global_batch_size}; lower datamodule.batch_size"
-            )
-        if seed < 0:
-            raise ValueError(f"datamodule.seed is {seed}, expected 0 or more")
-        self.num_samples = num_samples
-        self.global_batch_size = global_batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.seed = seed
-        self.shuffle = shuffle
-        self.num_handed_out = start_batch
+        self.sizes, self.firsts = sizes, np.cumsum(sizes) - sizes
+        self.num_samples = int(sizes.sum())
+        self.seed, self.shuffle = seed, shuffle
+        self.window_shards = window_shards
+        self._shards: tuple[int, np.ndarray, np.ndarray] = (-1, sizes, sizes)
+        self._window: tuple[tuple[int, int], np.ndarray] = ((-1, -1), sizes)
 
-    def __len__(self) -> int:
-        """Global batches of an epoch."""
-        return self.num_samples // self.global_batch_size
+    def samples(self, epoch: int, start: int, stop: int) -> Int64[np.ndarray, " n"]:
+        """Sample ids of the positions [start, stop)."""
+        assert 0 <= start <= stop <= self.num_samples
+        if not self.shuffle:
+            return np.arange(start, stop, dtype=np.int64)
+        parts = [np.empty(0, dtype=np.int64)]
+        while start < stop:
+            number, first = self._find(epoch, start)
+            part = self._permuted(epoch, number)[start - first : stop - first]
+            parts.append(part)
+            start += len(part)
+        return np.concatenate(parts)
 
-    @property
-    def epoch(self) -> int:
-        return self.num_handed_out // len(self)
+    def replacement(self, epoch: int, position: int, address: int, attempt: int) -> int:
+        """Sample id that stands in for an unusable one: a draw from its window, addressed."""
+        word = int(philox(self.seed, Purpose.REPLACEMENT, address, attempt).random_raw())
+        number, _ = self._find(epoch, position)
+        shards = self._shards_of(epoch, number)
+        ends = np.cumsum(self.sizes[shards])
+        place = word % int(ends[-1])
+        shard = int(np.searchsorted(ends, place, side="right"))
+        before = int(ends[shard] - self.sizes[shards[shard]])
+        return int(self.firsts[shards[shard]]) + place - before
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        start = self.num_handed_out
-        part = self.global_batch_size // self.world_size
-        epoch, order = -1, np.empty(0, dtype=np.int64)
-        for batch in range(start, start + len(self)):
-            if batch // len(self) != epoch:
-                epoch = batch // len(self)
-                order = epoch_order(self.num_samples, self.seed, epoch, self.shuffle)
-            first = batch % len(self) * self.global_batch_size + self.rank * part
-            stream = batch * self.global_batch_size + self.rank * part
-            yield [(stream + i, int(order[first + i])) for i in range(part)]
+    def _find(self, epoch: int, position: int) -> tuple[int, int]:
+        """The window that holds the position, and its first position."""
+        _, _, ends = self._layout(epoch)
+        number = int(np.searchsorted(ends, position, side="right"))
+        return number, int(ends[number - 1]) if number else 0
 
-    def state_dict(self) -> dict[str, Any]:
-        """The same on every rank."""
-        return {
-            "order_version": ORDER_VERSION,
-            "seed": self.seed,
-            "num_samples": self.num_samples,
-            "global_batch_size": self.global_batch_size,
-            "epoch": self.epoch,
-            "global_samples": self.num_handed_out * self.global_batch_size,
-        }
+    def _layout(self, epoch: int) -> tuple[int, np.ndarray, np.ndarray]:
+        """(epoch, its order of shards, the end of each window)."""
+        if self._shards[0] != epoch:
+            num = len(self.sizes)
+            shards = np.arange(num, dtype=np.int64)
+            if self.shuffle and self.window_shards is not None:
+                shards = permutation(num, self.seed, Purpose.SHARDS, epoch)
+            step = self.window_shards or num
+            lasts = np.minimum(np.arange(step, num + step, step), num) - 1
+            self._shards = (epoch, shards, np.cumsum(self.sizes[shards])[lasts])
+        return self._shards
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues with the batch after the saved ones; ValueError for another stream's state."""
-        for name in ("order_version", "seed", "num_samples", "global_batch_size"):
-            if (here := self.state_dict()[name]) != state[name]:
-                raise ValueError(
-                    f"cannot resume the data: {name} was {state[name]} in the checkpoint, is {here}"
-                )
-        self.num_handed_out = state["global_samples"] // self.global_batch_size
+    def _shards_of(self, epoch: int, number: int) -> Int64[np.ndarray, " k"]:
+        _, shards, _ = self._layout(epoch)
+        step = self.window_shards or len(shards)
+        return shards[number * step : (number + 1) * step]
 
-
-class EvaluationBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Every sample exactly once at any world size, with as many batches on each rank.
-
-    The n samples are spread evenly over the global batches and these over the ranks: no padding,
-    so local batches differ by a row (and exceed `batch_size` by one where n leaves no choice).
-    """
-
-    def __init__(
-        self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1
-    ) -> None:
-        if num_samples < world_size:
-            raise ValueError(
-                f"datamodule.val_shards hold {num_samples} samples, expected one for each of the "
-                f"{world_size} processes"
-            )
-        self.num_samples = num_samples
-        self.rank = rank
-        self.world_size = world_size
-        wanted = -(-num_samples // (batch_size * world_size))
-        self.num_batches = min(wanted, num_samples // world_size)  # no rank may be left without
-
-    def __len__(self) -> int:
-        return self.num_batches
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in range(self.num_batches):
-            first = batch * self.num_samples // self.num_batches
-            rows = (batch + 1) * self.num_samples // self.num_batches - first
-            start = first + self.rank * rows // self.world_size
-            stop = first + (self.rank + 1) * rows // self.world_size
-            yield [(i, i) for i in range(start, stop)]
+    def _permuted(self, epoch: int, number: int) -> Int64[np.ndarray, " n"]:
+        if self._window[0] != (epoch, number):
+            if self.window_shards is None:
+                ids = epoch_order(self.num_samples, self.seed, epoch)
+            else:
+                shards = self._shards_of(epoch, number)
+                spans = zip(self.firsts[shards], self.sizes[shards], strict=True)
+                ids = np.concatenate([np.arange(first, first + size) for first, size in spans])
+                ids = ids[permutation(len(ids), self.seed, Purpose.WINDOW, epoch, number)]
+            self._window = ((epoch, number), ids)
+        return self._window[1]

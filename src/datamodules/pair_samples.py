@@ -4,6 +4,7 @@ As validation reads it: the centre of the image, unmirrored, every segment that 
 chosen there, by the same functions.
 """
 
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -11,10 +12,10 @@ import torch
 from jaxtyping import Int32, UInt8
 from torch.utils.data import Dataset
 
-from . import captions, crops, images, segments, shards
+from . import captions, crops, images, segments
 from .order import Purpose
-from .samples import SegmentDataset
-from .shards import BadSample, SampleRecord
+from .samples import Record, SegmentDataset
+from .shards import BadSample
 
 REGIONS = ("text", "all", "none")
 
@@ -37,7 +38,7 @@ class PairSampleDataset(Dataset[PairSample]):
     the largest first.
     """
 
-    def __init__(self, records: list[SampleRecord], *, regions: str, **options: Any) -> None:
+    def __init__(self, records: Sequence[Record], *, regions: str, **options: Any) -> None:
         if regions == "none":
             options["segmenter"] = None
         self.source = SegmentDataset(records, random_crop=False, flip=False, **options)
@@ -55,11 +56,13 @@ class PairSampleDataset(Dataset[PairSample]):
             none = np.empty((0, 3, size, size), dtype=np.uint8)
             return PairSample(pixels=none, texts=[], keys=[], bad=[str(reason)])
 
-    def load(self, record: SampleRecord) -> PairSample:
+    def load(self, record: Record) -> PairSample:
         source, size = self.source, self.source.crop_size
-        members = shards.read_sample(record)
+        name, members = record.read()
         meta = captions.read_meta(members)
-        pixels, ids = source.read_pixels(members, source.rng(Purpose.CROP, 0))
+        image, window = source.read_window(members, source.rng(Purpose.CROP, 0))
+        pixels = images.cut(np.asarray(image), window)
+        ids = source.find_ids(members, (image.height, image.width), window, pixels)
         info = captions.read_segments_info(meta) if source.segmenter == "stored" else {}
         small = images.resize_ids(ids, (source.image_size, source.image_size))
         texts = {
@@ -74,7 +77,7 @@ class PairSampleDataset(Dataset[PairSample]):
         return PairSample(
             pixels=np.stack(views).transpose(0, 3, 1, 2),
             texts=[captions.read_caption(members, meta), *(texts[i] for i in chosen)],
-            keys=[record.name, *(f"{record.name}#{i}" for i in chosen)],
+            keys=[name, *(f"{name}#{i}" for i in chosen)],
             bad=[],
         )
 

@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .batches import EvaluationBatchSampler
 from .loaders import BatchLoader, StreamDataModule, TrainingLoader
 from .mixture import MixtureBatchSampler
-from .order import EvaluationBatchSampler
 from .pair_folder import Pairs
 
 __all__ = ["PairBatch", "Pairs", "PairsDataModule"]

@@ -1,23 +1,27 @@
 """One sample of the training stream, from its bytes to arrays, and their collation to a batch."""
 
 import logging
-from collections.abc import Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int32, Int64, UInt8
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from . import captions, crops, images, segments, shards
-from .order import Purpose, philox, replacement
+from .online import OnlineFrame, collate_frames, online_frame
+from .order import Order, Purpose, philox
 from .segmenters import Segmenter
-from .shards import BadSample, SampleRecord
+from .shards import BadSample, RawSample, Shard
 
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 100  # draws of a replacement before the shards count as unusable
+CROPS_PER_SIDE = 4  # of the window; see `SegmentDataset.read_window`
 
 
 class Batch(TypedDict):
@@ -45,7 +49,9 @@ class Batch(TypedDict):
 
 
 class Sample(TypedDict):
-    """One row of a batch, before collation; `bad` holds the reasons of the samples it replaces."""
+    """One row of a batch, before collation; `bad` holds the reasons of the samples it replaces.
+
+    `online`: what the device needs to find the segments, where it is to do that."""
 
     image: UInt8[np.ndarray, "h w 3"]
     caption: str
@@ -56,14 +62,32 @@ class Sample(TypedDict):
     crops: UInt8[np.ndarray, "k 3 c c"]
     texts: list[str]
     bad: list[str]
+    online: NotRequired[OnlineFrame]
+
+
+@runtime_checkable
+class Record(Protocol):
+    """Where a sample lies; its `name` may be known only once it is read."""
+
+    @property
+    def shard(self) -> Shard: ...
+
+    @property
+    def name(self) -> str: ...
+
+    def read(self) -> RawSample: ...
 
 
 class SegmentDataset(Dataset[Sample]):
-    """(stream_index, sample_id) -> Sample; its randomness is addressed by (seed, stream_index)."""
+    """(stream_index, sample_id) -> Sample; its randomness is addressed by (seed, stream_index).
+
+    `online_size`: side of the input of a `DeviceSegmenter`, for which frames are delivered.
+    `replace`: (stream_index, attempt) -> the sample_id that stands in for one that cannot be used;
+    by default a draw from all."""
 
     def __init__(
         self,
-        records: Sequence[SampleRecord],
+        records: Sequence[Record],
         *,
         image_size: int,
         crop_size: int,
@@ -77,8 +101,11 @@ class SegmentDataset(Dataset[Sample]):
         flip: bool = True,
         seed: int = 0,
         max_pixels: int = 64_000_000,
+        online_size: int | None = None,
+        replace: Callable[[int, int], int] | None = None,
     ) -> None:
         self.records = records
+        self.replace = replace or partial(Order(len(records), seed).replacement, 0, 0)
         self.image_size = image_size
         self.crop_size = crop_size
         self.segmenter = segmenter
@@ -87,12 +114,13 @@ class SegmentDataset(Dataset[Sample]):
         self.window: dict[str, Any] = {"random_crop": random_crop, "flip": flip}
         self.seed = seed
         self.max_pixels = max_pixels
+        self.online_size = online_size
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, address: tuple[int, int]) -> Sample:
-        stream_index, sample_id = address
+    def __getitem__(self, address: Sequence[int] | Int64[np.ndarray, "2"]) -> Sample:
+        stream_index, sample_id = map(int, address)
         bad: list[str] = []
         while True:
             record = self.records[sample_id]
@@ -103,13 +131,15 @@ class SegmentDataset(Dataset[Sample]):
                 bad.append(f"{record.shard.stem}: {reason}")
             if len(bad) == MAX_ATTEMPTS:
                 raise RuntimeError(f"{MAX_ATTEMPTS} bad samples in a row, the last {record.name}")
-            sample_id = replacement(len(self.records), self.seed, stream_index, len(bad))
+            sample_id = self.replace(stream_index, len(bad))
 
-    def load(self, record: SampleRecord, stream_index: int, bad: list[str]) -> Sample:
+    def load(self, record: Record, stream_index: int, bad: list[str]) -> Sample:
         """BadSample where the sample cannot be used."""
-        members = shards.read_sample(record)
+        name, members = record.read()
         meta = captions.read_meta(members)
-        pixels, ids = self.read_pixels(members, self.rng(Purpose.CROP, stream_index))
+        image, window = self.read_window(members, self.rng(Purpose.CROP, stream_index))
+        pixels = images.cut(np.asarray(image), window)
+        ids = self.find_ids(members, (image.height, image.width), window, pixels)
         info = captions.read_segments_info(meta) if self.segmenter == "stored" else {}
         small = images.resize_ids(ids, (self.image_size, self.image_size))
         chosen = segments.choose_segments(
@@ -122,10 +152,10 @@ class SegmentDataset(Dataset[Sample]):
         for k, i in enumerate(chosen):
             stack[k] = crops.crop_segment(pixels, ids == i, self.crop_size).transpose(2, 0, 1)
         texts = [captions.segment_text(info.get(i, {})) for i in chosen]
-        return Sample(
+        sample = Sample(
             image=images.resize_pixels(pixels, self.image_size),
             caption=captions.read_caption(members, meta),
-            key=record.name,
+            key=name,
             index=stream_index,
             ids=segments.relabel(small, chosen),
             valid=np.arange(self.k_max) < len(chosen),
@@ -133,30 +163,46 @@ class SegmentDataset(Dataset[Sample]):
             texts=texts + [""] * (self.k_max - len(chosen)),
             bad=bad,
         )
+        if self.online_size is not None:
+            sample["online"] = online_frame(
+                image,
+                pixels,
+                window,
+                whole_size=self.online_size,
+                window_size=CROPS_PER_SIDE * self.crop_size,
+                image_size=self.image_size,
+            )
+        return sample
 
-    def read_pixels(
+    def read_window(
         self, members: dict[str, bytes], rng: np.random.Generator
-    ) -> tuple[UInt8[np.ndarray, "s s 3"], Int32[np.ndarray, "s s"]]:
-        """The window of the image, and its ids, at the image's own resolution.
+    ) -> tuple[Image.Image, images.Window]:
+        """The image, and the part of it that is trained on, at the image's own resolution.
 
         CLIP's crops come from there and not from the training image, which may be far smaller. A
         square segment of 5 % has 0.22 of the side, so 4 crops per side are as much as they can use.
         """
         suffix = next(s for s in shards.IMAGE_SUFFIXES if s in members)
-        image = images.decode_image(
-            members[suffix], self.max_pixels, max(self.image_size, 4 * self.crop_size)
-        )
-        size = (image.height, image.width)
-        window = images.draw_window(size, rng, **self.window)
+        least = max(self.image_size, CROPS_PER_SIDE * self.crop_size, self.online_size or 0)
+        image = images.decode_image(members[suffix], self.max_pixels, least)
+        return image, images.draw_window((image.height, image.width), rng, **self.window)
+
+    def find_ids(
+        self,
+        members: dict[str, bytes],
+        size: tuple[int, int],
+        window: images.Window,
+        pixels: UInt8[np.ndarray, "s s 3"],
+    ) -> Int32[np.ndarray, "s s"]:
+        """Of the window of an image of `size`; nothing where the device is to find them."""
         if isinstance(self.segmenter, str):  # "stored"
             if shards.PANOPTIC_SUFFIX not in members:
                 raise BadSample(f"no {shards.PANOPTIC_SUFFIX}")
             stored = images.decode_ids(members[shards.PANOPTIC_SUFFIX], self.max_pixels, size)
-            return images.cut(np.asarray(image), window), images.cut(stored, window)
-        pixels = images.cut(np.asarray(image), window)
+            return images.cut(stored, window)
         if self.segmenter is None:
-            return pixels, np.zeros(pixels.shape[:2], dtype=np.int32)
-        return pixels, self.segmenter(pixels)
+            return np.zeros(pixels.shape[:2], dtype=np.int32)
+        return self.segmenter(pixels)
 
     def rng(self, purpose: Purpose, stream_index: int) -> np.random.Generator:
         return np.random.Generator(philox(self.seed, purpose, stream_index))
@@ -171,6 +217,7 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
     image = (
         stack("image").permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     )
+    frames = [sample["online"] for sample in samples if "online" in sample]
     return {
         "image": image.div_(127.5).sub_(1.0),
         "caption": [sample["caption"] for sample in samples],
@@ -181,4 +228,5 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
         "crops": stack("crops"),
         "texts": [sample["texts"] for sample in samples],
         "bad": [reason for sample in samples for reason in sample["bad"]],
+        **({"online": collate_frames(frames)} if frames else {}),
     }

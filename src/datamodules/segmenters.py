@@ -1,12 +1,14 @@
 """Where segments come from when the shards do not store them."""
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt8
 from PIL import Image
 from skimage.color import rgb2lab
 from skimage.segmentation import felzenszwalb
+from torch import Tensor
 
 from .images import resize_ids
 
@@ -16,6 +18,23 @@ class Segmenter(Protocol):
     """A deterministic map from pixels to disjoint segments: ids from 1, 0 = no segment."""
 
     def __call__(self, pixels: UInt8[np.ndarray, "h w 3"]) -> Int32[np.ndarray, "h w"]: ...
+
+
+@runtime_checkable
+class DeviceSegmenter(Protocol):
+    """A deterministic map from a batch of images to disjoint segments, on the batch's device.
+
+    `input_size` is the side s of the squares; sizes[i] = (h, w) is what of `pixels[i]` is image, at
+    its top left and with the longer side s. What is found in an image depends on no other.
+    Returns ids (0 = no segment; as large as the largest of `sizes`), and for each image
+    {id: what is known of it} with every id: entries as in "segments" of a stored sample's json.
+    """
+
+    input_size: int
+
+    def segment(
+        self, pixels: UInt8[Tensor, "b 3 s s"], sizes: Sequence[tuple[int, int]]
+    ) -> tuple[Int32[Tensor, "b h w"], list[dict[int, dict[str, Any]]]]: ...
 
 
 class GraphSegmenter:

@@ -30,19 +30,37 @@ def eligible_segments(
     things: bool = True,
     stuff: bool = True,
 ) -> list[int]:
-    """Ids covering at least the share `min_area`, ascending.
+    """Ids covering at least the share `min_area`, ascending, without crowds.
 
     With `things` or `stuff` off, only those whose entry in `info` says that they are the other.
     """
+    return eligible_areas(
+        segment_areas(ids), ids.size, info, min_area=min_area, things=things, stuff=stuff
+    )
+
+
+def eligible_areas(
+    areas: Mapping[int, int],
+    num_pixels: int,
+    info: Mapping[int, Mapping[str, Any]] | None = None,
+    *,
+    min_area: float = MIN_AREA,
+    things: bool = True,
+    stuff: bool = True,
+) -> list[int]:
+    """`eligible_segments` of a map that is known by its areas."""
 
     def wanted(i: int) -> bool:
+        entry = (info or {}).get(i, {})
+        if entry.get("iscrowd"):
+            return False
         if things and stuff:
             return True
-        is_thing = (info or {}).get(i, {}).get("isthing")
+        is_thing = entry.get("isthing")
         return is_thing is not None and (things if is_thing else stuff)
 
-    least = min_area * ids.size
-    return [i for i, area in segment_areas(ids).items() if area >= least and wanted(i)]
+    least = min_area * num_pixels
+    return [i for i, area in sorted(areas.items()) if area >= least and wanted(i)]
 
 
 def choose_segments(

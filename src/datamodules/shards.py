@@ -1,158 +1,145 @@
-"""Shards: plain tar files in the layout of img2dataset, `<key>.jpg|jpeg|png|webp`, `<key>.txt`,
-`<key>.json`, optionally `<key>.panoptic.png`; every other member is never read.
+"""Samples of plain tar shards: where they lie, and their bytes in one positional read."""
 
-The headers are walked once; afterwards a sample is one positional read. Nothing is unpickled.
-The index lives in memory; a persistent one and remote shards belong here too.
-"""
-
-import json
 import logging
 import os
-import tarfile
-from collections import Counter
-from collections.abc import Sequence
+from collections import OrderedDict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-from braceexpand import braceexpand
+from .locations import Shard, Shards, expand_shards
+from .shard_cache import ShardCache
+from .shard_records import (
+    IMAGE_SUFFIXES,
+    MAX_SAMPLE_BYTES,
+    NO_CAPTIONS,
+    PANOPTIC_SUFFIX,
+    SUFFIXES,
+    TWICE,
+    BadSample,
+    Fault,
+    RawSample,
+    SampleRecord,
+    split_name,
+)
+from .shard_scan import scan_shard
+from .tar_headers import TarFault, walk_span
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "MAX_SAMPLE_BYTES",
+    "PANOPTIC_SUFFIX",
+    "SUFFIXES",
+    "BadSample",
+    "RawSample",
+    "SampleRecord",
+    "Shard",
+    "ShardFiles",
+    "Shards",
+    "expand_shards",
+    "explain",
+    "index_shard",
+    "parse_span",
+    "read_sample",
+]
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-PANOPTIC_SUFFIX = "panoptic.png"
-SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json", PANOPTIC_SUFFIX)
-MAX_SAMPLE_BYTES = 64 * 2**20
+ANOTHER = "shard is not the one indexed"
+MAX_OPEN = 64  # shards that a process keeps open; a window of the order has 16
 
 
-class BadSample(Exception):
-    """A sample that cannot be used; the text is a short reason, the same for all of its kind."""
-
-
-class SampleRecord(NamedTuple):
-    """Where a sample lies: `members` maps a suffix to (offset, size) in the shard."""
-
-    shard: Path
-    key: str
-    members: dict[str, tuple[int, int]]
-
-    @property
-    def name(self) -> str:
-        return f"{self.shard.stem}/{self.key}"
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """(first byte, one past the last byte) of the members."""
-        return (
-            min(offset for offset, _ in self.members.values()),
-            max(offset + size for offset, size in self.members.values()),
-        )
-
-
-def expand_shards(shards: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Files meant by a path, a folder of tars, a glob, `{00000..00007}` braces, or a list of these.
-
-    Keeps the order of the list and of the braces and sorts what a folder or glob finds.
-    FileNotFoundError for a pattern without any file.
-    """
-    if not isinstance(shards, str | Path):
-        return [path for one in shards for path in expand_shards(one)]
-    found: list[Path] = []
-    for pattern in braceexpand(str(shards)):
-        path = Path(pattern).expanduser()
-        if path.is_dir():
-            found += sorted(path.glob("*.tar"))
-        elif path.is_file():
-            found.append(path)
-        elif any(c in pattern for c in "*?["):
-            found += sorted(p for p in Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-        else:
-            raise FileNotFoundError(f"datamodule.shards: no file {pattern} (from {str(shards)!r})")
-    if not found:
-        raise FileNotFoundError(f"datamodule.shards: no .tar file matches {str(shards)!r}")
-    return found
-
-
-def index_shard(path: Path) -> list[SampleRecord]:
+def index_shard(path: Shard) -> list[SampleRecord]:
     """Samples of one shard in their order, from its headers alone.
 
     Samples without an image or over MAX_SAMPLE_BYTES are left out with one warning that counts
     them. ValueError, one line, for a file that is no plain tar, is cut or damaged, names a key
     twice, or in which no sample has a caption (a `.txt` member, or "caption" in the `.json`).
     """
-    members, found = _members(path)
-    records, left_out = [], Counter[str]()
-    for key, of_key in members.items():
-        record = SampleRecord(path, key, of_key)
-        if not any(suffix in of_key for suffix in IMAGE_SUFFIXES):
-            left_out["without " + "|".join(IMAGE_SUFFIXES)] += 1
-        elif record.span[1] - record.span[0] > MAX_SAMPLE_BYTES:
-            left_out[f"over {MAX_SAMPLE_BYTES >> 20} MiB"] += 1
-        else:
-            records.append(record)
-    if left_out:
-        log.warning("%s: left out of %d samples: %s", path, len(members), dict(left_out))
-    if not records or not any(_has_caption(record) for record in records):
-        raise ValueError(
-            f"{path}: no sample with an image and a caption; members found: "
-            f"{', '.join(sorted(found)[:12]) or 'none'}; expected <key>.{'|'.join(IMAGE_SUFFIXES)} "
-            'with <key>.txt, or <key>.json with "caption"'
-        )
-    return records
+    scan = scan_shard(path, sizes=False)
+    if scan.damage:
+        raise ValueError(f"{path}: {explain(scan.damage[0])}")
+    if scan.faults:
+        log.warning("%s: %s", path, "; ".join(map(str, scan.faults)))
+    return scan.records
+
+
+def explain(fault: Fault) -> str:
+    """A fault, and what is to be done."""
+    if fault.kind == NO_CAPTIONS:
+        suffixes = "|".join(IMAGE_SUFFIXES)
+        return f'{fault}; expected <key>.{suffixes} with <key>.txt, or <key>.json with "caption"'
+    if fault.kind == TWICE:
+        return f"{fault}; give each sample a name of its own, its members next to each other"
+    return f"{fault}; write the shard again"
 
 
 def read_sample(record: SampleRecord) -> dict[str, bytes]:
-    """Bytes of each member, by suffix, in one positional read."""
-    first, last = record.span
-    with record.shard.open("rb", buffering=0) as file:
-        data = os.pread(file.fileno(), last - first, first)
-    if len(data) != last - first:
-        raise BadSample("shard shorter than its index")
-    return {
-        suffix: data[offset - first : offset - first + size]
-        for suffix, (offset, size) in record.members.items()
-    }
+    """Bytes of each member, by suffix."""
+    return record.read().members
 
 
-def _members(path: Path) -> tuple[dict[str, dict[str, tuple[int, int]]], set[str]]:
-    """({key: {suffix: (offset, size)}}, every suffix); a key ends at the basename's first dot."""
-    members: dict[str, dict[str, tuple[int, int]]] = {}
-    found: set[str] = set()
-    last = None
+def parse_span(data: bytes, stem: str) -> RawSample:
+    """The sample whose first header `data` begins with and whose last payload it ends with;
+    BadSample for anything else, which a shard holds that is not the one indexed."""
+    members, first, end = dict[str, bytes](), "", 0
     try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                folder, slash, base = info.name.rpartition("/")
-                stem, _, suffix = base.partition(".")
-                suffix = suffix.lower()
-                if not info.isreg() or info.issparse() or not stem:
-                    continue
-                found.add("." + suffix)
-                if suffix not in SUFFIXES:
-                    continue
-                key = folder + slash + stem
-                of_key = members.setdefault(key, {})
-                if suffix in of_key or (of_key and key != last):
-                    raise ValueError(f"{path}: key {key!r} occurs more than once in the shard")
-                of_key[suffix] = (info.offset_data, info.size)
-                last = key
-            end = tar.offset
-    except tarfile.TarError as error:
-        raise ValueError(f"{path}: not a complete plain tar ({error})") from None
-    # tarfile takes a cut or damaged header for the end; a real end is a block of zeros
-    with path.open("rb") as file:
-        file.seek(end)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise ValueError(f"{path}: cut or damaged at byte {end}; write the shard again")
-    return members, found
+        for member in walk_span(data):
+            key, suffix = split_name(member.name)
+            first = first or key
+            if member.is_file and key == first and suffix in SUFFIXES:
+                if suffix in members:
+                    raise BadSample(ANOTHER)
+                members[suffix] = data[member.data : member.end]
+                end = member.end
+    except TarFault:
+        raise BadSample(ANOTHER) from None
+    if end != len(data) or not first:
+        raise BadSample(ANOTHER)
+    return RawSample(f"{stem}/{first}", members)
 
 
-def _has_caption(record: SampleRecord) -> bool:
-    if "txt" in record.members:
-        return True
-    if "json" not in record.members:
-        return False
-    try:
-        meta = json.loads(read_sample(record)["json"])
-    except (ValueError, RecursionError, BadSample):
-        return False
-    return isinstance(meta, dict) and isinstance(meta.get("caption"), str)
+class ShardFiles:
+    """Positional reads of shards: local ones stay open, remote ones come by range or, with a
+    `cache`, from the node's disk."""
+
+    def __init__(self, cache: ShardCache | None = None) -> None:
+        self.cache = cache
+        self.files: OrderedDict[str, int] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"cache": self.cache, "files": OrderedDict()}  # another process opens its own
+
+    def read(self, shard: Shard, facts: dict[str, Any], offset: int, size: int) -> bytes:
+        """BadSample where the file ends before, or is another than `facts` say."""
+        if isinstance(shard, Path):
+            data = os.pread(self._open(shard, facts), size, offset)
+        elif self.cache is not None:
+            data = self.cache.read(shard, facts, offset, size)
+        else:
+            data = shard.read(offset, min(size, facts["bytes"] - offset))
+        if len(data) < size:
+            raise BadSample("shard shorter than its index")
+        return data
+
+    def _open(self, path: Path, facts: dict[str, Any]) -> int:
+        """What is replaced later stays readable as it was."""
+        name = str(path)
+        if (file := self.files.get(name)) is not None:
+            self.files.move_to_end(name)
+            return file
+        if len(self.files) >= MAX_OPEN:
+            os.close(self.files.popitem(last=False)[1])
+        file = os.open(name, os.O_RDONLY)
+        stat = os.fstat(file)
+        if (stat.st_size, stat.st_mtime_ns) != (facts["bytes"], facts["mtime_ns"]):
+            os.close(file)
+            raise BadSample(ANOTHER)
+        self.files[name] = file
+        return file
+
+    def close(self) -> None:
+        while self.files:
+            os.close(self.files.popitem()[1])
+
+    def __del__(self) -> None:
+        self.close()

@@ -146,6 +146,8 @@ def test_ids_of_another_size_come_by_nearest_and_of_another_shape_not_at_all() -
     np.testing.assert_array_equal(decoded, ids.repeat(2, 0).repeat(2, 1))
     with pytest.raises(BadSample, match="differ in shape"):
         decode_ids(png(ids), MAX_PIXELS, (4, 6))
+    long = np.arange(14 * 64, dtype=np.uint16).reshape(14, 64)  # 64 / 300 of 64 is 13.65
+    assert decode_ids(png(long), MAX_PIXELS, (64, 300)).shape == (64, 300)
     with pytest.raises(BadSample, match="id map is RGB"):
         decode_ids(encode(plain("RGB", RED), "PNG"), MAX_PIXELS)
     with pytest.raises(BadSample, match="not PNG"):

@@ -4,8 +4,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from spatext.datamodules.batches import GlobalBatchSampler
 from spatext.datamodules.mixture import MixtureBatchSampler, split_batch
-from spatext.datamodules.order import GlobalBatchSampler
 
 IS_REGION = np.arange(50) % 3 == 2  # 34 images, 16 regions
 

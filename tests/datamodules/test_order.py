@@ -1,16 +1,9 @@
-from itertools import chain
+import time
 
 import numpy as np
 import pytest
 
-from spatext.datamodules.order import (
-    EvaluationBatchSampler,
-    GlobalBatchSampler,
-    Purpose,
-    epoch_order,
-    philox,
-    replacement,
-)
+from spatext.datamodules.order import Order, Purpose, epoch_order, philox
 
 
 def test_epoch_order_is_a_pure_permutation() -> None:
@@ -42,102 +35,91 @@ def test_philox_streams_differ_by_every_part_of_the_address() -> None:
     assert len({word for four in words for word in four}) == 20
 
 
-def test_epoch_covers_each_sample_once_but_for_the_tail() -> None:
-    sampler = GlobalBatchSampler(22, 4, seed=1)
-    assert len(sampler) == 5
-    dropped = []
-    for epoch in range(6):
-        sampler.num_handed_out = epoch * 5
-        pairs = [pair for batch in sampler for pair in batch]
-        assert [index for index, _ in pairs] == list(range(epoch * 20, epoch * 20 + 20))
-        ids = {sample for _, sample in pairs}
-        assert len(ids) == 20
-        dropped.append(frozenset(range(22)) - ids)
-    assert len(set(dropped)) > 1  # other samples each epoch
+SIZES = [1, 2000, 3, 17, 0, 5, 400, 1, 1, 60]  # shards
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 6])
-def test_ranks_are_disjoint_and_together_the_single_process_batch(world_size: int) -> None:
-    whole = list(GlobalBatchSampler(25, 6, seed=2))
-    parts = [
-        list(GlobalBatchSampler(25, 6, rank=rank, world_size=world_size, seed=2))
-        for rank in range(world_size)
-    ]
-    assert [list(chain(*batches)) for batches in zip(*parts, strict=True)] == whole
+def test_windows_are_pinned() -> None:
+    """Golden: a change of this order breaks the resuming of every run; bump ORDER_VERSION."""
+    order = Order([3, 2, 4, 1], 0, window_shards=2)
+    np.testing.assert_array_equal(order.samples(0, 0, 10), [9, 2, 1, 0, 4, 6, 3, 8, 7, 5])
 
 
-def test_resumes_with_the_next_batch_on_another_layout() -> None:
-    sampler = GlobalBatchSampler(13, 4, seed=5)
-    straight = []
-    for epoch in range(3):
-        sampler.num_handed_out = 3 * epoch
-        straight += list(sampler)
-    for done in range(7):
-        sampler.num_handed_out = done
-        resumed = [GlobalBatchSampler(13, 4, rank=r, world_size=2, seed=5) for r in range(2)]
-        for part in resumed:
-            part.load_state_dict(sampler.state_dict())
-        merged = [list(chain(*batches)) for batches in zip(*resumed, strict=True)]
-        assert merged == straight[done : done + 3]  # on into the next epoch
+@pytest.mark.parametrize("window_shards", [1, 2, 3, 16, None])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_each_epoch_holds_each_sample_once(window_shards: int | None, shuffle: bool) -> None:
+    order = Order(SIZES, 3, window_shards=window_shards, shuffle=shuffle)
+    num = order.num_samples
+    assert num == sum(SIZES)
+    epochs = [order.samples(epoch, 0, num) for epoch in range(3)]
+    for ids in epochs:
+        np.testing.assert_array_equal(np.sort(ids), np.arange(num))
+    if shuffle:
+        for one, other in ((0, 1), (1, 2), (0, 2)):
+            assert (epochs[one] == epochs[other]).mean() < 0.02
+    else:
+        np.testing.assert_array_equal(epochs[2], np.arange(num))
 
 
-def test_state_is_small_and_counts_samples() -> None:
-    sampler = GlobalBatchSampler(13, 4, seed=5, start_batch=4)
-    assert sampler.state_dict() == {
-        "order_version": 1,
-        "seed": 5,
-        "num_samples": 13,
-        "global_batch_size": 4,
-        "epoch": 1,
-        "global_samples": 16,
-    }
+@pytest.mark.parametrize("window_shards", [1, 3, None])
+def test_a_part_is_the_part_of_the_whole(window_shards: int | None) -> None:
+    """And depends on nothing that was asked before."""
+    order = Order(SIZES, 3, window_shards=window_shards)
+    whole = order.samples(7, 0, order.num_samples)
+    rng = np.random.default_rng(0)
+    for start in rng.integers(0, 2400, 40).tolist():
+        stop = start + start % 80
+        fresh = Order(SIZES, 3, window_shards=window_shards)
+        for some in (order, fresh):
+            np.testing.assert_array_equal(some.samples(7, start, stop), whole[start:stop])
 
 
-@pytest.mark.parametrize(
-    ("name", "num_samples", "size", "seed"),
-    [("seed", 13, 4, 6), ("num_samples", 14, 4, 5), ("global_batch_size", 13, 2, 5)],
-)
-def test_another_stream_is_refused(name: str, num_samples: int, size: int, seed: int) -> None:
-    state = GlobalBatchSampler(13, 4, seed=5).state_dict()
-    with pytest.raises(ValueError, match=f"cannot resume the data: {name} was"):
-        GlobalBatchSampler(num_samples, size, seed=seed).load_state_dict(state)
+def test_all_at_once_is_the_order_of_an_epoch() -> None:
+    found = Order([5, 3], 2, window_shards=None).samples(4, 0, 8)
+    np.testing.assert_array_equal(found, epoch_order(8, 2, 4))
 
 
-def test_impossible_batches_are_refused() -> None:
-    with pytest.raises(ValueError, match="8 is not a multiple of 3 processes"):
-        GlobalBatchSampler(100, 8, world_size=3)
-    with pytest.raises(ValueError, match="hold 7 samples, fewer than one global batch of 8"):
-        GlobalBatchSampler(7, 8)
-    with pytest.raises(ValueError, match="seed is -1"):
-        GlobalBatchSampler(8, 8, seed=-1)
+def test_a_window_holds_whole_shards_that_change_with_the_epoch() -> None:
+    sizes = np.full(12, 50)
+    order = Order(sizes, 1, window_shards=3)
+    seen = []
+    for epoch in range(4):
+        windows = order.samples(epoch, 0, 600).reshape(4, 150) // 50
+        groups = [frozenset(window.tolist()) for window in windows]
+        assert sorted(shard for group in groups for shard in group) == list(range(12))
+        assert (np.diff(windows, axis=1) != 0).mean() > 0.5  # its shards are mixed
+        seen.append(tuple(groups))
+    assert len(set(seen)) == 4
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-@pytest.mark.parametrize("num_samples", [5, 6, 11, 23])
-@pytest.mark.parametrize("batch_size", [1, 2, 4])
-def test_evaluation_sees_each_sample_once(
-    num_samples: int, batch_size: int, world_size: int
-) -> None:
-    ranks = [
-        list(EvaluationBatchSampler(num_samples, batch_size, rank=rank, world_size=world_size))
-        for rank in range(world_size)
-    ]
-    pairs = [pair for batches in ranks for batch in batches for pair in batch]
-    assert sorted(pairs) == [(i, i) for i in range(num_samples)]
-    lengths = {len(batches) for batches in ranks}
-    assert lengths == {len(EvaluationBatchSampler(num_samples, batch_size, world_size=world_size))}
-    sizes = [len(batch) for batches in ranks for batch in batches]
-    assert 1 <= min(sizes)
-    assert max(sizes) <= batch_size + 1
+@pytest.mark.parametrize("window_shards", [1, 3, None])
+def test_a_replacement_comes_from_the_window(window_shards: int | None) -> None:
+    sizes = [4, 9, 1, 0, 6]
+    order = Order(sizes, 1, window_shards=window_shards)
+    shard_of = np.repeat(np.arange(5), sizes)
+    for position in range(20):
+        draws = {
+            order.replacement(2, position, a, attempt) for a in range(60) for attempt in (1, 2)
+        }
+        number, _ = order._find(2, position)
+        shards = set(order._shards_of(2, number).tolist())
+        assert {int(shard_of[i]) for i in draws} == shards - {3}
+        window = np.flatnonzero(np.isin(shard_of, list(shards)))
+        assert len(draws) >= 0.9 * len(window)
+    assert order.replacement(2, 5, 8, 1) == order.replacement(2, 5, 8, 1)
 
 
-def test_evaluation_needs_a_sample_for_each_process() -> None:
-    with pytest.raises(ValueError, match="hold 2 samples, expected one for each of the 3"):
-        EvaluationBatchSampler(2, 4, world_size=3)
+@pytest.mark.slow
+def test_any_position_of_35_million_samples_within_a_second() -> None:
+    sizes = np.full(3500, 10_000)
+    start = time.perf_counter()
+    for epoch, position in ((0, 0), (3, 34_999_000), (11, 17_123_456)):
+        order = Order(sizes, 5, window_shards=16)
+        assert len(set(order.samples(epoch, position, position + 1000).tolist())) == 1000
+        arrays = (*order._shards[1:], order._window[1], order.sizes, order.firsts)
+        assert sum(array.nbytes for array in arrays) < 2_000_000  # and not 280 million
+    assert time.perf_counter() - start < 3
 
 
-def test_replacement_is_deterministic_and_spread() -> None:
-    draws = [replacement(10, 0, stream_index, 1) for stream_index in range(300)]
-    assert draws == [replacement(10, 0, stream_index, 1) for stream_index in range(300)]
-    assert set(draws) == set(range(10))
-    assert draws != [replacement(10, 0, stream_index, 2) for stream_index in range(300)]
+def test_wrong_windows_are_refused() -> None:
+    with pytest.raises(ValueError, match="window_shards is 0, expected 1 or more, or null"):
+        Order(5, window_shards=0)
