@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
-from zipfile import is_zipfile
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from spatext.callbacks.checkpoint_files import read
 from spatext.modules.spatext import SpaText, check_embeddings
 
 
@@ -35,21 +34,21 @@ def load_model(
     return model.eval().requires_grad_(False).to(device)
 
 
-def read_checkpoint(path: Path, option: str) -> dict[str, Any]:
-    """The content of a checkpoint of spatext-train; its tensors stay on disk until they are used.
+def read_checkpoint(path: Path, option: str, *, checksums: bool = False) -> dict[str, Any]:
+    """The content of a checkpoint of spatext-train, without the weights that only training needs;
+    its tensors stay on disk until they are used.
 
-    FileNotFoundError or ValueError, which name `option`, for any other file and for a cut one.
+    FileNotFoundError or ValueError, which name `option`, for anything else and for a cut one;
+    `checksums` finds a changed one too, which means to read all of it.
     """
     expected = "expected a .ckpt of spatext-train"
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{option}={path}: no such file, {expected}")
-    if not is_zipfile(path):
-        raise ValueError(f"{option}={path}: found no checkpoint or a cut one, {expected}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, UnpicklingError):
-        raise ValueError(f"{option}={path}: found an unreadable file, {expected}") from None
-    if not isinstance(state, dict) or not {"config", "state_dict"} <= state.keys():
+        state = read(path, checksums=checksums, training=False)
+    except ValueError as error:
+        raise ValueError(f"{option}={path}: {error}, {expected}") from None
+    if "config" not in state:
         raise ValueError(f"{option}={path}: found no configuration in it, {expected}")
     return state
 

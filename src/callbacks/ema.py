@@ -30,7 +30,8 @@ class Ema(WeightAveraging):
 
     Frozen networks are held outside `parameters()`, so only what is trained is copied. In a
     checkpoint "state_dict" is the average and "current_model_state" the weights that training
-    continues from: Lightning's own layout.
+    continues from: Lightning's own layout, also where it is written during a validation, in which
+    the two have changed places. A step that `hold` was called in leaves the average as it is.
     """
 
     def __init__(self, decay: float = 0.9999) -> None:
@@ -38,6 +39,7 @@ class Ema(WeightAveraging):
             raise ValueError(f"callbacks.ema.decay: found {decay}, expected 0 <= decay < 1")
         self.average = Average(decay)
         self.last_weights: dict[str, Tensor] | None = None
+        self.held = self.swapped = False
         super().__init__(use_buffers=False, multi_avg_fn=self.average)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
@@ -51,9 +53,20 @@ class Ema(WeightAveraging):
         batch: Any,
         batch_idx: int,
     ) -> None:
+        if self.held:
+            self.held, self._latest_update_step = False, trainer.global_step
+            return
         # A function of the step alone, so a resumed run needs no state and a GPU is not asked.
         self.average.step = trainer.global_step
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def hold(self) -> None:
+        """The optimizer step under way changes no weights."""
+        self.held = True
+
+    def _swap_models(self, pl_module: pl.LightningModule) -> None:
+        super()._swap_models(pl_module)
+        self.swapped = not self.swapped
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # The average now replaces them, but ModelCheckpoint may write its last file after this.
@@ -61,13 +74,21 @@ class Ema(WeightAveraging):
         self.last_weights = {name: value.to("cpu", copy=True) for name, value in weights}
         super().on_train_end(trainer, pl_module)
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.last_weights is None:  # resumed where nothing is left to train
+            self.on_train_end(trainer, pl_module)
+
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self.swapped:
+            average, current = checkpoint["current_model_state"], checkpoint["state_dict"]
+            checkpoint.update(state_dict=average, current_model_state=current)
         if self.last_weights is not None:
             checkpoint["current_model_state"] = self.last_weights
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.last_weights = None
+        self.held = self.swapped = False
         super().setup(trainer, pl_module, stage)

@@ -25,10 +25,10 @@ class Export(Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero or trainer.interrupted:
             return
-        loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+        data: pl.LightningDataModule = trainer.datamodule  # type: ignore[attr-defined]
         batches = [
-            move_data_to_device(batch, pl_module.device)
-            for batch in islice(loader, self.num_batches)
+            data.on_after_batch_transfer(move_data_to_device(batch, pl_module.device), 0)
+            for batch in islice(data.train_dataloader(), self.num_batches)
         ]
         temporary = self.folder.with_name(self.folder.name + ".tmp")
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,64 +1,54 @@
+"""Checkpoints that the Trainer writes and reads itself."""
+
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.testing import assert_close
 
+from checkpoint_states import flip, make_state, put_bomb, write_run
+from comparing import equal
+from spatext.callbacks.checkpoint_files import WEIGHTS, read
 from spatext.callbacks.checkpoint_io import AtomicCheckpointIO
 from tiny_runs import TinyModule, make_loader, make_trainer
 
-STATE: dict[str, Any] = {"weights": torch.arange(5.0), "step": 3}
+
+def test_a_trainer_writes_reads_and_removes_with_it(tmp_path: Path) -> None:
+    io, module, path = AtomicCheckpointIO(), TinyModule(), tmp_path / "new" / "asked.ckpt"
+    trainer = make_trainer(tmp_path, max_steps=2, plugins=[io])
+    trainer.fit(module, make_loader(8))
+    trainer.save_checkpoint(path)
+    assert_close(read(path)["state_dict"], dict(module.state_dict()), rtol=0, atol=0)
+    assert equal(io.load_checkpoint(path), read(path))
+
+    again = TinyModule()
+    trainer = make_trainer(tmp_path, max_steps=2, plugins=[io])
+    trainer.fit(again, make_loader(8), ckpt_path=path, weights_only=True)
+    assert trainer.global_step == 2
+    assert_close(dict(again.state_dict()), dict(module.state_dict()), rtol=0, atol=0)
+    trainer.strategy.remove_checkpoint(path)
+    assert [*path.parent.iterdir()] == []
 
 
-class Unwritable:
-    """Fails while it is written, after what stands before it."""
-
-    def __reduce__(self) -> Any:
-        raise OSError("No space left on device")
-
-
-def test_a_checkpoint_is_written_and_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "folder" / "last.ckpt"
-    for step in (1, 2):
-        AtomicCheckpointIO().save_checkpoint(STATE | {"step": step}, path)
-        loaded = torch.load(path, weights_only=True)
-        assert loaded["step"] == step
-        assert_close(loaded["weights"], STATE["weights"])
-        assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
-    assert AtomicCheckpointIO().load_checkpoint(path)["step"] == 2
-
-
-def test_a_failure_leaves_the_earlier_file(tmp_path: Path) -> None:
-    path = tmp_path / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint(STATE, path)
-    before = path.read_bytes()
-    with pytest.raises(OSError, match="No space left"):
-        AtomicCheckpointIO().save_checkpoint(
-            {"weights": torch.zeros(10_000), "end": Unwritable()}, path
-        )
-    assert path.read_bytes() == before
-    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
-
-
-def test_a_failure_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No space left"):
-        AtomicCheckpointIO().save_checkpoint({"end": Unwritable()}, tmp_path / "last.ckpt")
+def test_what_is_not_finite_is_refused(tmp_path: Path) -> None:
+    state = make_state()
+    state["state_dict"]["a"][0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"new.ckpt: state_dict.a is not finite, expected no such"):
+        AtomicCheckpointIO().save_checkpoint(state, tmp_path / "new.ckpt")
     assert [*tmp_path.iterdir()] == []
 
 
-def test_a_trainer_writes_with_it(tmp_path: Path) -> None:
-    checkpoint = ModelCheckpoint(tmp_path / "run", filename="{step}", every_n_train_steps=2)
-    trainer = make_trainer(
-        tmp_path,
-        max_steps=2,
-        enable_checkpointing=True,
-        callbacks=[checkpoint],
-        plugins=[AtomicCheckpointIO()],
-    )
-    module = TinyModule()
-    trainer.fit(module, make_loader(4))
-    assert [file.name for file in (tmp_path / "run").iterdir()] == ["step=2.ckpt"]
-    state = torch.load(tmp_path / "run" / "step=2.ckpt", weights_only=True)
-    assert_close(dict(state["state_dict"]), dict(module.state_dict()), rtol=0, atol=0)
+def test_a_damaged_one_is_refused_unless_it_was_verified(tmp_path: Path) -> None:
+    (path,) = write_run(tmp_path, 3)
+    flip(path / WEIGHTS)
+    with pytest.raises(ValueError, match=rf"^{path}: weights.safetensors: its sha256 is not the"):
+        AtomicCheckpointIO().load_checkpoint(path)
+    assert AtomicCheckpointIO(verified=path).load_checkpoint(path)["global_step"] == 3
+
+
+def test_code_is_refused_even_where_it_is_asked_for(tmp_path: Path) -> None:
+    (path,) = write_run(tmp_path, 3)
+    put_bomb(path, tmp_path / "canary")
+    with pytest.raises(ValueError, match=rf"^{path}: state.pt: found .*; nothing was run$"):
+        AtomicCheckpointIO(verified=path).load_checkpoint(path, weights_only=False)
+    assert not (tmp_path / "canary").exists()

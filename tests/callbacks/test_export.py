@@ -25,6 +25,11 @@ class Exported(TinyModule):
         (folder / "note.txt").write_text("new")
 
 
+class FinishedOnDevice(TinyData):
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch | {"finished": True}
+
+
 class Stop(pl.Callback):
     def on_train_batch_end(self, *_: Any) -> None:
         raise KeyboardInterrupt
@@ -109,3 +114,11 @@ def test_half_files_hold_the_rounded_weights(tmp_path: Path) -> None:
     assert_close(half, {name: value.half() for name, value in whole.items()}, rtol=0, atol=0)
     loaded = AutoencoderKL.from_pretrained(tmp_path / "half", subfolder="vae")
     assert_close(dict(loaded.state_dict()), dict(vae.state_dict()), rtol=1e-3, atol=1e-4)
+
+
+def test_batches_are_those_that_training_sees(tmp_path: Path) -> None:
+    """Whole, where the datamodule finishes them on the device."""
+    module = Exported()
+    export = Export(str(tmp_path / "base"), 2)
+    make_trainer(tmp_path, max_steps=1, callbacks=[export]).fit(module, FinishedOnDevice())
+    assert [batch["finished"] for batch in module.batches] == [True, True]

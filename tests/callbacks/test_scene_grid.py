@@ -9,7 +9,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.testing import assert_close
 
 from spatext.callbacks.ema import Ema
-from spatext.callbacks.images import SceneGrid, paint_scene
+from spatext.callbacks.images import paint_scene
+from spatext.callbacks.scene_grid import SceneGrid
 from spatext.datamodules.drawing import enlarge, grid, overlay
 from spatext.datamodules.scenes import load_scene
 from spatext.modules.generate import Sampling, generate, to_pixels
@@ -59,7 +60,7 @@ def fit(
         **options,
     )
     trainer.fit(model, TinyData(num_val=4))
-    paths = sorted((folder / "pictures").iterdir())
+    paths = sorted((folder / "pictures").glob("*.png"))
     return {path.name: np.asarray(Image.open(path)) for path in paths}
 
 
@@ -98,9 +99,38 @@ def test_drawing_leaves_training_alone(base: Path, scenes: Path, tmp_path: Path)
     assert drawn.backbone.unet.training
 
 
+def test_pictures_are_painted_in_the_precision_of_the_run(
+    base: Path, scenes: Path, tmp_path: Path
+) -> None:
+    model = loud(base)
+    found = fit(model, scenes, tmp_path, 1, precision="bf16-mixed")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = expected_picture(model, scenes)
+    np.testing.assert_array_equal(found["step-000001.png"], expected)
+    assert (expected != expected_picture(model, scenes)).any()
+
+
+def test_without_scenes_nothing_is_drawn(base: Path, tmp_path: Path) -> None:
+    callback = SceneGrid([], str(tmp_path / "pictures"), size=SIZE)
+    trainer = make_trainer(tmp_path, max_steps=1, callbacks=[callback])
+    trainer.fit(loud(base), TinyData(num_val=4))
+    assert not (tmp_path / "pictures").exists()
+
+
 def test_nothing_is_drawn_before_training(base: Path, scenes: Path, tmp_path: Path) -> None:
     found = fit(loud(base), scenes, tmp_path, 1, num_sanity_val_steps=1)
     assert list(found) == ["step-000001.png"]
+
+
+def test_pictures_that_the_disk_refuses_are_a_warning(
+    base: Path, scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "pictures").write_text("no folder")
+    fit(loud(base), scenes, tmp_path, 3)
+    name = "spatext.callbacks.scene_grid"
+    messages = [record.getMessage() for record in caplog.records if record.name == name]
+    starts = ["no pictures of step 2: ", "no pictures of step 3: "]
+    assert [message[: len(starts[0])] for message in messages] == starts
 
 
 def test_a_scene_is_painted_once_for_each_seed(base: Path, scenes: Path) -> None:
