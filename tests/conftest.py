@@ -5,6 +5,7 @@ import os
 # Before any import of the libraries that read them, and for the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_ERROR_REPORTING"] = "false"  # it would call its makers
 os.environ["HYDRA_FULL_ERROR"] = "1"
 os.environ["OMP_NUM_THREADS"] = str(NUM_THREADS := 2)
 

@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
 
+from spatext.callbacks.checkpoint_files import read
 from spatext.tools.shapes import Plan, write_shapes
 from spatext.tools.train import train
 from tiny import EMBED_DIM, SIZE, write_base
@@ -74,7 +75,7 @@ def fit(config: DictConfig) -> dict[str, Any]:
 
 def load_last(run_dir: Path) -> dict[str, Any]:
     """Nothing in it needs to be unpickled."""
-    return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    return read(run_dir / "checkpoints" / "last.ckpt")
 
 
 def read_metrics(run_dir: Path, name: str = "metrics.csv") -> dict[str, dict[int, float]]:

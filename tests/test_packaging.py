@@ -101,6 +101,7 @@ def test_every_imported_library_is_required() -> None:
     extras = CONFIG["options.extras_require"]
     requires = [*CONFIG["options"]["install_requires"].split()]
     requires += [*extras["app"].split(), *extras["retrieval"].split()]
+    requires += extras["sweep"].split()
     required = {re.split("[<>=!~;[]", line)[0].lower().replace("_", "-") for line in requires}
     distributions = packages_distributions()
     undeclared = {

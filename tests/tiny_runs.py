@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from spatext.datamodules.batches import GlobalBatchSampler
 from spatext.datamodules.loaders import TrainingLoader
-from spatext.datamodules.order import GlobalBatchSampler
 from spatext.modules.functional.random import Purpose, normal
 from spatext.modules.networks.frozen import Frozen, HoldsFrozen
 from spatext.modules.training import TrainedModule

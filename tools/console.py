@@ -9,6 +9,10 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from spatext.tools.help_text import register_resolvers
+
+register_resolvers()  # of conf/hydra/help/
+
 USER_ERRORS = (
     ValueError,
     FileNotFoundError,

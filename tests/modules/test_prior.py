@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from spatext.callbacks.ema import Ema
 from spatext.callbacks.export import Export
-from spatext.datamodules.order import EvaluationBatchSampler
+from spatext.datamodules.batches import EvaluationBatchSampler
 from spatext.modules.functional.metrics import prior_metrics
 from spatext.modules.networks.clip import Clip
 from spatext.modules.networks.diffusion_prior import DiffusionPrior

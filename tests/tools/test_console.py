@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -11,7 +12,6 @@ from typing import Any
 
 import open_clip
 import pytest
-import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from open_clip.model import set_model_preprocess_cfg
@@ -22,6 +22,8 @@ from transformers import CLIPTokenizer
 from datamodules.tars import scene as tar_scene
 from datamodules.tars import write_shard
 from runs import compose_config, fit, latent
+from spatext.callbacks.checkpoint_files import read
+from spatext.callbacks.checkpoint_writer import write
 from spatext.tools.console import one_line_errors
 from spatext.tools.sample import sample_scenes
 from tiny import PREPROCESS, clip_config, unchecked
@@ -77,7 +79,7 @@ def test_shard_without_captions(workspace: Path, tmp_path: Path, fails: Fails) -
     shard = without_captions(tmp_path)
     options = (f"base={NOWHERE}", f"datamodule.shards={shard}")
     line = fails("train", latent(workspace, tmp_path / "run", *options))
-    assert line.startswith(f"{shard}: no sample with an image and a caption; members found: .png;")
+    assert line.startswith(f"{shard}: no sample with an image and a caption (members found: .png);")
     assert "expected <key>.jpg|jpeg|png|webp with <key>.txt" in line
     assert not (tmp_path / "run").exists()
 
@@ -120,9 +122,9 @@ def test_base_that_lacks_a_part(workspace: Path, tmp_path: Path, fails: Fails) -
     shutil.rmtree(base / "vae")
     line = fails("train", latent(workspace, tmp_path / "run", f"base={base}"))
     parts = "unet, vae, text_encoder, tokenizer, scheduler"
-    assert line == f"backbone.path={base}: missing vae; expected the diffusers layout ({parts})"
+    assert line == f"backbone.path={base}: missing vae; expected a folder with {parts}"
     line = fails("train", latent(workspace, tmp_path / "run", f"base={NOWHERE}"))
-    assert line == f"backbone.path={NOWHERE}: no such folder; expected {parts}"
+    assert line == f"backbone.path={NOWHERE}: no such folder; expected {parts} in it"
 
 
 def test_clip_of_another_width(workspace: Path, tmp_path: Path, fails: Fails) -> None:
@@ -232,30 +234,31 @@ def text_file(path: Path, _: Path) -> None:
 
 
 def cut_file(path: Path, checkpoint: Path) -> None:
-    path.write_bytes(checkpoint.read_bytes()[:-1000])
+    shutil.copytree(checkpoint, path)
+    os.truncate(path / "weights.safetensors", 1000)
 
 
-def other_archive(path: Path, _: Path) -> None:
-    shutil.make_archive(str(path.with_suffix("")), "zip", path.parent, "scene.yaml")
-    path.with_suffix(".zip").rename(path)
+def lost_file(path: Path, checkpoint: Path) -> None:
+    shutil.copytree(checkpoint, path)
+    (path / "state.pt").unlink()
 
 
-def tensor_alone(path: Path, _: Path) -> None:
-    torch.save(torch.zeros(2), path)
+def other_folder(path: Path, _: Path) -> None:
+    path.mkdir()
 
 
 def weights_alone(path: Path, checkpoint: Path) -> None:
-    torch.save(torch.load(checkpoint, weights_only=True)["state_dict"], path)
+    write({"state_dict": read(checkpoint)["state_dict"]}, path)
 
 
 @pytest.mark.parametrize(
-    ("write", "found"),
+    ("make", "found"),
     [
         (None, "no such file"),
-        (text_file, "found no checkpoint or a cut one"),
-        (cut_file, "found no checkpoint or a cut one"),
-        (other_archive, "found an unreadable file"),
-        (tensor_alone, "found no configuration in it"),
+        (text_file, "found no checkpoint folder"),
+        (cut_file, "weights.safetensors: found 1000 bytes, expected [0-9]+"),
+        (lost_file, "state.pt: no such file"),
+        (other_folder, "manifest.json: no such file"),
         (weights_alone, "found no configuration in it"),
     ],
 )
@@ -265,18 +268,44 @@ def test_no_checkpoint(
     scene: Path,
     tmp_path: Path,
     fails: Fails,
-    write: Callable[[Path, Path], None] | None,
+    make: Callable[[Path, Path], None] | None,
     found: str,
 ) -> None:
     """Where it is sampled from and where it is resumed from."""
     path = tmp_path / "found.ckpt"
-    if write:
-        write(path, checkpoint)
+    if make:
+        make(path, checkpoint)
     line = fails("sample", [f"scene={scene}", f"checkpoint={path}"])
-    assert line == f"checkpoint={path}: {found}, expected a .ckpt of spatext-train"
+    assert re.fullmatch(f"checkpoint={path}: {found}, expected a .ckpt of spatext-train", line)
     options = (f"resume={path}", f"base={NOWHERE}")
     line = fails("train", latent(workspace, tmp_path / "run", *options))
-    assert line == f"resume={path}: {found}, expected a .ckpt of spatext-train"
+    assert re.fullmatch(f"resume={path}: {found}, expected a .ckpt of spatext-train", line)
+
+
+def flip_newest(folder: Path) -> None:
+    for path in folder.glob("step-*.ckpt/weights.safetensors"):
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("whole_folder", [False, True], ids=["one", "run folder"])
+def test_changed_checkpoint_is_not_continued(
+    workspace: Path, checkpoint: Path, tmp_path: Path, fails: Fails, whole_folder: bool
+) -> None:
+    """Sums are compared where training goes on from it; of a run folder none is left."""
+    folder = tmp_path / "run"
+    shutil.copytree(checkpoint.parents[1], folder, symlinks=True)
+    flip_newest(folder / "checkpoints")
+    reason = "weights.safetensors: its sha256 is not the one in manifest.json"
+    path = folder if whole_folder else folder / "checkpoints" / "last.ckpt"
+    line = fails("train", latent(workspace, folder, f"resume={path}", f"base={NOWHERE}"))
+    if whole_folder:
+        found = f"{folder}/checkpoints: found no valid checkpoint (step-2.ckpt: {reason})"
+        assert line == f"resume={path}: {found}"
+        line = fails("train", latent(workspace, folder, "resume=true", f"base={NOWHERE}"))
+        assert line == f"resume=True: {found}"
+    else:
+        assert line == f"resume={path}: {reason}, expected a .ckpt of spatext-train"
 
 
 def change_weights(state: dict[str, Any]) -> None:
@@ -312,10 +341,10 @@ def test_foreign_checkpoint(
     change: Callable[[dict[str, Any]], None],
     message: str,
 ) -> None:
-    state = torch.load(checkpoint, weights_only=True)
+    state = read(checkpoint)
     change(state)
     path = tmp_path / "foreign.ckpt"
-    torch.save(state, path)
+    write(state, path)
     options = [f"scene={scene}", f"checkpoint={path}", "device=cpu", f"out={tmp_path}/out"]
     assert fails("sample", options, early=False).startswith(f"checkpoint={path}: {message}")
     assert not (tmp_path / "out").exists()

@@ -357,9 +357,20 @@ def test_missing_id_maps_are_told(workspace: Path, tmp_path: Path) -> None:
     assert manifest.num_images == 1
 
 
+class DeviceFinder:
+    input_size = 8
+
+    def segment(self, pixels: torch.Tensor, sizes: list[tuple[int, int]]) -> Any:
+        raise NotImplementedError
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            ["datamodule.segmenter={_target_: test_embed.DeviceFinder}"],
+            "datamodule.segmenter: found a panoptic model, expected stored segments",
+        ),
         (["regions=some"], "regions=some: expected one of text, all, none"),
         (["autocast=half"], "autocast=half: expected bfloat16, float16 or null"),
         (["batch_size=0"], "batch_size=0: expected 1 or more"),

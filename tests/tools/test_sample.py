@@ -13,6 +13,8 @@ from torch.testing import assert_close
 
 from runs import load_last
 from samples import GARDEN, SQUARE, WIDE, pixels, recipe_of, sample, write_scenes
+from spatext.callbacks.checkpoint_files import read
+from spatext.callbacks.checkpoint_writer import write
 from spatext.callbacks.images import paint_scene
 from spatext.datamodules.scenes import load_scene
 from spatext.modules.generate import Sampling
@@ -195,12 +197,12 @@ def test_overrides_find_a_base_that_has_moved(
     here, there = tmp_path / "here", tmp_path / "there"
     shutil.copytree(workspace / "base", here)
     config = load_last(checkpoint.parents[1])
-    moved = torch.load(checkpoint, weights_only=True)
+    moved = read(checkpoint)
     moved["config"]["module"]["backbone"]["path"] = str(here)
     moved["config"]["module"]["clip"]["name"] = f"local-dir:{here}/clip"
     moved["config"]["module"]["prior"]["path"] = f"{here}/clip/linear_prior.safetensors"
     assert config["config"] != moved["config"]
-    torch.save(moved, tmp_path / "moved.ckpt")
+    write(moved, tmp_path / "moved.ckpt")
     scene = scenes / "square.yaml"
     (before,) = sample(tmp_path / "moved.ckpt", scene, tmp_path / "before")
 

@@ -16,6 +16,8 @@ import torch
 from PIL import Image
 
 from samples import SQUARE, pixels, recipe_of, sample, sample_by, write_scenes
+from spatext.callbacks.checkpoint_files import read
+from spatext.callbacks.checkpoint_writer import write as write_checkpoint
 from spatext.datamodules.drawing import save_png
 from spatext.datamodules.scenes import Region, Scene, load_scene
 from spatext.modules.generate import Sampling
@@ -150,9 +152,9 @@ def picture(checkpoint: Path, tmp_path: Path) -> Path:
 
 
 def changed_weights(checkpoint: Path, path: Path) -> Path:
-    state = torch.load(checkpoint, weights_only=True)
+    state = read(checkpoint)
     state["state_dict"]["backbone.unet.conv_out.bias"] += 1
-    torch.save(state, path)
+    write_checkpoint(state, path)
     return path
 
 
@@ -160,7 +162,7 @@ def test_other_weights_are_refused_unless_asked_for(
     checkpoint: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "moved.ckpt"
-    shutil.copy(checkpoint, path)
+    shutil.copytree(checkpoint, path)
     options = (f"recipe={picture}", f"out={tmp_path}/again", "device=cpu")
     (again,) = sample_by(*options, f"checkpoint={path}")  # another place, the same weights
     np.testing.assert_array_equal(pixels(again), pixels(picture))
