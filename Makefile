@@ -1,4 +1,5 @@
-# `make demo` and `make test` are all the set-up there is: both build .venv on first use.
+# `make demo` and `make test` are all the set-up there is: both build .venv on first use. Tests run in a
+# process per core; a file stays in one, because its tests share what takes long to make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +16,7 @@ demo: $(VENV)/.installed  ## install into .venv, then run spatext-demo
 	$(BIN)/spatext-demo
 
 test: lint  ## install into .venv with the developer tools, then run every check and every test
-	$(BIN)/python -m pytest -q --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --durations=15
 
 test-web: $(VENV)/.installed-web  ## use the page in a real Chromium; screenshots in outputs/web
 	$(BIN)/python -m pytest -q tests/web

@@ -43,5 +43,10 @@ class TrainedModule(pl.LightningModule):
         if scaler is not None or not gradient_clip_val or gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        norm = clip_grad_norm_(self.parameters(), gradient_clip_val, foreach=True)
+        # Under FSDP a parameter is this process's part of it: the wrapper knows the whole norm.
+        sharded = getattr(self.trainer.strategy.model, "clip_grad_norm_", None)
+        if sharded is not None:
+            norm = sharded(gradient_clip_val)
+        else:
+            norm = clip_grad_norm_(self.parameters(), gradient_clip_val, foreach=True)
         self.log("train/grad_norm", norm)
