@@ -27,7 +27,7 @@ SCRIPT = """\
 _spatext_completion() {
     local current="${COMP_LINE:0:$COMP_POINT}" choices
     current="${current##* }"
-    choices=$(COMP_LINE="$COMP_LINE" spatext-completion query "$1" 2>/dev/null)
+    choices=$(COMP_LINE="${COMP_LINE:0:$COMP_POINT}" spatext-completion query "$1" 2>/dev/null)
     COMPREPLY=($(compgen -W "$choices" -- "$current"))
     if [[ "$current" == *=* && "$COMP_WORDBREAKS" == *=* ]]; then
         COMPREPLY=("${COMPREPLY[@]#"${current%"${current##*=}"}"}")

@@ -50,7 +50,7 @@ def rank_log(folder: Path, rank: int) -> Path:
 
 
 def given_overrides(hydra: DictConfig, kind: str) -> list[str]:
-    """Those of the command line, `task` or `hydra`; interpolations in them are for who reads them."""
+    """Of the command line, `task` or `hydra`, with the interpolations that they hold."""
     return cast(list[str], OmegaConf.to_container(hydra.overrides[kind], resolve=False))
 
 

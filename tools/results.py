@@ -10,13 +10,25 @@ from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero_only
 
-from spatext.callbacks.stops import EXIT_GAVE_UP, EXIT_HUNG, EXIT_PREEMPTED, Stop
+from spatext.callbacks.stops import (
+    EXIT_GAVE_UP,
+    EXIT_HUNG,
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    Stop,
+)
 from spatext.tools.console import root_cause
 from spatext.tools.provenance import write_text
 
 FILE = "result.json"
 OK, FAILED, PREEMPTED, HUNG = "ok", "failed", "preempted", "hung"
-STATUS = {0: OK, EXIT_PREEMPTED: PREEMPTED, EXIT_GAVE_UP: "gave_up", EXIT_HUNG: HUNG}
+STATUS = {
+    0: OK,
+    EXIT_PREEMPTED: PREEMPTED,
+    EXIT_GAVE_UP: "gave_up",
+    EXIT_HUNG: HUNG,
+    EXIT_INTERRUPTED: PREEMPTED,
+}
 CONTINUES = (PREEMPTED, HUNG)  # by the same command with resume=true
 
 Objective = float | list[float] | None
@@ -139,7 +151,7 @@ def describe(error: BaseException) -> tuple[str, int, str | None]:
     if isinstance(error, Stop):
         return error.status, error.exit_code, error.reason
     if isinstance(error, KeyboardInterrupt):
-        return PREEMPTED, 130, "interrupted"
+        return PREEMPTED, EXIT_INTERRUPTED, "interrupted"
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         text = error.code if isinstance(error.code, str) else f"exit code {code}"

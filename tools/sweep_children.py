@@ -71,7 +71,7 @@ def clean_environment(env: Mapping[str, str], devices: str | None) -> dict[str, 
 
 def end_group(child: Child) -> None:
     """Rank 0 has ended: wait for the others, then kill them; the next trial needs their devices."""
-    wait_for([child], LEFTOVER_SECONDS if child.process.returncode == 0 else 0)
+    wait_for([child], LEFTOVER_SECONDS if child.process.returncode == 0 else 0.0)
     kill_group(child, signal.SIGKILL)
     wait_for([child], LEFTOVER_SECONDS)
 

@@ -1,7 +1,7 @@
 """hydra/sweeper=optuna: a study that is asked for trials, and told how each of them ended."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class OptunaSweeper(TrialSweeper):
         n_jobs: int = 1,
         storage: str | None = None,
         study_name: str = "spatext",
-        params: DictConfig | None = None,
+        params: Mapping[str, Any] | None = None,
     ) -> None:
         """n_trials: of the whole study, those of earlier calls included.
 

@@ -49,7 +49,8 @@ class Batch(TypedDict):
 
 
 class Sample(TypedDict):
-    """One row of a batch, before collation; `bad` holds the reasons of the samples it replaces.
+    """One row of a batch, before collation; `bad` holds the reasons of the samples it replaces,
+    `crops` those of the valid slots alone.
 
     `online`: what the device needs to find the segments, where it is to do that."""
 
@@ -59,7 +60,7 @@ class Sample(TypedDict):
     index: int
     ids: UInt8[np.ndarray, "h w"]
     valid: Bool[np.ndarray, " k"]
-    crops: UInt8[np.ndarray, "k 3 c c"]
+    crops: UInt8[np.ndarray, "n 3 c c"]
     texts: list[str]
     bad: list[str]
     online: NotRequired[OnlineFrame]
@@ -139,28 +140,17 @@ class SegmentDataset(Dataset[Sample]):
         meta = captions.read_meta(members)
         image, window = self.read_window(members, self.rng(Purpose.CROP, stream_index))
         pixels = images.cut(np.asarray(image), window)
-        ids = self.find_ids(members, (image.height, image.width), window, pixels)
-        info = captions.read_segments_info(meta) if self.segmenter == "stored" else {}
-        small = images.resize_ids(ids, (self.image_size, self.image_size))
-        chosen = segments.choose_segments(
-            segments.eligible_segments(small, info, **self.eligible),
-            self.rng(Purpose.SEGMENTS, stream_index),
-            k_min=self.k_min,
-            k_max=self.k_max,
-        )
-        stack = np.zeros((self.k_max, 3, self.crop_size, self.crop_size), dtype=np.uint8)
-        for k, i in enumerate(chosen):
-            stack[k] = crops.crop_segment(pixels, ids == i, self.crop_size).transpose(2, 0, 1)
-        texts = [captions.segment_text(info.get(i, {})) for i in chosen]
+        size = (image.height, image.width)
+        labels, parts, texts = self.find_segments(members, meta, size, window, pixels, stream_index)
         sample = Sample(
             image=images.resize_pixels(pixels, self.image_size),
             caption=captions.read_caption(members, meta),
             key=name,
             index=stream_index,
-            ids=segments.relabel(small, chosen),
-            valid=np.arange(self.k_max) < len(chosen),
-            crops=stack,
-            texts=texts + [""] * (self.k_max - len(chosen)),
+            ids=labels,
+            valid=np.arange(self.k_max) < len(texts),
+            crops=parts,
+            texts=texts + [""] * (self.k_max - len(texts)),
             bad=bad,
         )
         if self.online_size is not None:
@@ -187,6 +177,34 @@ class SegmentDataset(Dataset[Sample]):
         image = images.decode_image(members[suffix], self.max_pixels, least)
         return image, images.draw_window((image.height, image.width), rng, **self.window)
 
+    def find_segments(
+        self,
+        members: dict[str, bytes],
+        meta: dict[str, Any],
+        size: tuple[int, int],
+        window: images.Window,
+        pixels: UInt8[np.ndarray, "s s 3"],
+        stream_index: int,
+    ) -> tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "n 3 c c"], list[str]]:
+        """Labels, crops and texts of those chosen; none where the device is to find them."""
+        shape, crop_shape = (self.image_size,) * 2, (3, self.crop_size, self.crop_size)
+        if self.segmenter is None:
+            return np.zeros(shape, dtype=np.uint8), np.empty((0, *crop_shape), dtype=np.uint8), []
+        ids = self.find_ids(members, size, window, pixels)
+        info = captions.read_segments_info(meta) if self.segmenter == "stored" else {}
+        small = images.resize_ids(ids, (self.image_size, self.image_size))
+        chosen = segments.choose_segments(
+            segments.eligible_segments(small, info, **self.eligible),
+            self.rng(Purpose.SEGMENTS, stream_index),
+            k_min=self.k_min,
+            k_max=self.k_max,
+        )
+        parts = np.empty((len(chosen), *crop_shape), dtype=np.uint8)
+        for part, i in zip(parts, chosen, strict=True):
+            part[:] = crops.crop_segment(pixels, ids == i, self.crop_size).transpose(2, 0, 1)
+        texts = [captions.segment_text(info.get(i, {})) for i in chosen]
+        return segments.relabel(small, chosen), parts, texts
+
     def find_ids(
         self,
         members: dict[str, bytes],
@@ -194,14 +212,13 @@ class SegmentDataset(Dataset[Sample]):
         window: images.Window,
         pixels: UInt8[np.ndarray, "s s 3"],
     ) -> Int32[np.ndarray, "s s"]:
-        """Of the window of an image of `size`; nothing where the device is to find them."""
+        """Of the window of an image of `size`."""
+        assert self.segmenter is not None
         if isinstance(self.segmenter, str):  # "stored"
             if shards.PANOPTIC_SUFFIX not in members:
                 raise BadSample(f"no {shards.PANOPTIC_SUFFIX}")
             stored = images.decode_ids(members[shards.PANOPTIC_SUFFIX], self.max_pixels, size)
             return images.cut(stored, window)
-        if self.segmenter is None:
-            return np.zeros(pixels.shape[:2], dtype=np.int32)
         return self.segmenter(pixels)
 
     def rng(self, purpose: Purpose, stream_index: int) -> np.random.Generator:
@@ -217,6 +234,10 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
     image = (
         stack("image").permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     )
+    valid = stack("valid")
+    stacked = torch.zeros(*valid.shape, *samples[0]["crops"].shape[1:], dtype=torch.uint8)
+    for row, sample in zip(stacked, samples, strict=True):
+        row[: len(sample["crops"])] = torch.from_numpy(sample["crops"])
     frames = [sample["online"] for sample in samples if "online" in sample]
     return {
         "image": image.div_(127.5).sub_(1.0),
@@ -224,8 +245,8 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
         "key": [sample["key"] for sample in samples],
         "index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
         "ids": stack("ids"),
-        "valid": stack("valid"),
-        "crops": stack("crops"),
+        "valid": valid,
+        "crops": stacked,
         "texts": [sample["texts"] for sample in samples],
         "bad": [reason for sample in samples for reason in sample["bad"]],
         **({"online": collate_frames(frames)} if frames else {}),

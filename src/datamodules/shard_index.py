@@ -75,6 +75,7 @@ class ShardIndex(Sequence[IndexedSample]):
         expected: str | None = None,
     ) -> None:
         self.folder, self.shards, self.files = folder, list(shards), ShardFiles(cache)
+        self.stems = [shard.stem for shard in self.shards]
         self.facts = read_facts(folder)
         self.entries: list[dict[str, Any]] = self.facts["shards"]
         self.sha256: str = self.facts["sha256"]
@@ -115,10 +116,9 @@ class ShardIndex(Sequence[IndexedSample]):
     def read(self, number: int) -> RawSample:
         """In one positional read; BadSample where the shard is no longer the one indexed."""
         which = self.shard_of(number)
-        shard = self.shards[which]
         offset, span = self.arrays["offset"].item(number), self.arrays["span"].item(number)
-        data = self.files.read(shard, self.entries[which], offset, span)
-        return parse_span(data, shard.stem)
+        data = self.files.read(self.shards[which], self.entries[which], offset, span)
+        return parse_span(data, self.stems[which])
 
     def lacking(self, flag: int) -> Int64[np.ndarray, " n"]:
         """Numbers of the samples without this `Flag`."""

@@ -81,21 +81,24 @@ def read_sample(record: SampleRecord) -> dict[str, bytes]:
 def parse_span(data: bytes, stem: str) -> RawSample:
     """The sample whose first header `data` begins with and whose last payload it ends with;
     BadSample for anything else, which a shard holds that is not the one indexed."""
-    members, first, end = dict[str, bytes](), "", 0
+    members: dict[str, bytes] = {}
+    key, stop = "", 0
     try:
-        for member in walk_span(data):
-            key, suffix = split_name(member.name)
-            first = first or key
-            if member.is_file and key == first and suffix in SUFFIXES:
-                if suffix in members:
-                    raise BadSample(ANOTHER)
-                members[suffix] = data[member.data : member.end]
-                end = member.end
+        for name, start, end in walk_span(data):
+            key = key or split_name(name)[0]
+            suffix = name[len(key) + 1 :].lower()
+            # such a suffix has no slash, so what is before it is the name's own key
+            if suffix not in SUFFIXES or not name.startswith(key + "."):
+                continue
+            if suffix in members:
+                raise BadSample(ANOTHER)
+            members[suffix] = data[start:end]
+            stop = end
     except TarFault:
         raise BadSample(ANOTHER) from None
-    if end != len(data) or not first:
+    if stop != len(data) or not key:
         raise BadSample(ANOTHER)
-    return RawSample(f"{stem}/{first}", members)
+    return RawSample(f"{stem}/{key}", members)
 
 
 class ShardFiles:

@@ -12,6 +12,7 @@ BLOCK = 512
 EMPTY = bytes(BLOCK)
 MAX_EXTENSION = 2**20  # bytes of a long name or of a pax header
 SCAN = 2**20  # bytes behind the end that are looked at in one go
+BLANKS = 8 * ord(" ")  # what the field of the checksum counts as
 CUT_INSIDE = "cut inside a member"
 SPARSE_MORE, SPARSE_MORE_NEXT = 482, 504  # GNU's flags "another sparse header follows"
 
@@ -66,18 +67,27 @@ def walk(read: Read, num_bytes: int) -> Iterator[Member]:
             raise TarFault("data after the end", start + len(block) - len(block.lstrip(b"\0")))
 
 
-def walk_span(data: bytes) -> Iterator[Member]:
-    """Members of a part that begins at a header and ends with a payload; offsets are in it."""
+def walk_span(data: bytes) -> Iterator[tuple[str, int, int]]:
+    """(name, first byte, end) of the plain files of a part that begins at a header and ends with a
+    payload."""
     position = 0
 
     def read(offset: int, size: int) -> bytes:
         return data[offset : offset + size]
 
     while position < len(data):
-        member, position = read_member(read, position, len(data))
-        if member is None or member.end > len(data):
-            raise TarFault("no member", position)
-        yield member
+        if (plain := parse_plain(data[position : position + BLOCK])) is not None:
+            (name, size), start, is_file = plain, position + BLOCK, True
+            end, position = start + size, start + padded(size)
+        else:
+            member, position = read_member(read, position, len(data))
+            if member is None:
+                raise TarFault("no member", position)
+            name, start, end, is_file = member.name, member.data, member.end, member.is_file
+        if end > len(data):
+            raise TarFault(CUT_INSIDE, len(data))
+        if is_file:
+            yield name, start, end
 
 
 def read_member(read: Read, position: int, num_bytes: int) -> tuple[Member | None, int]:
@@ -126,7 +136,8 @@ def read_member(read: Read, position: int, num_bytes: int) -> tuple[Member | Non
 def parse_plain(block: bytes) -> tuple[str, int] | None:
     """(name, size) of a file whose header is whole and needs no other; None for every other block.
 
-    Nearly all headers are such, and each sample that is read has several of them."""
+    Nearly all headers are such, and each sample that is read has several of them. Adler-32 adds
+    bytes up at the speed of C, modulo 65521, which 512 bytes of ASCII do not reach."""
     if len(block) < BLOCK or block[156] not in b"0\0" or block[345] or not block.isascii():
         return None
     stored, size = block[148:156].strip(b" \0"), block[124:136].strip(b" \0")
@@ -134,7 +145,8 @@ def parse_plain(block: bytes) -> tuple[str, int] | None:
     if not stored.isdigit() or not size.isdigit() or name.endswith(b"/"):
         return None
     try:
-        if _checksum(block) != int(stored, 8):
+        total = (adler32(block) & 0xFFFF) - (adler32(block[148:156]) & 0xFFFF)
+        if total + BLANKS != int(stored, 8):
             return None
         return name.decode("ascii"), int(size, 8)
     except ValueError:  # 8 or 9 among the digits
@@ -142,9 +154,10 @@ def parse_plain(block: bytes) -> tuple[str, int] | None:
 
 
 def parse_header(block: bytes, position: int) -> Header:
-    expected = _number(block[148:156], 8, position)
-    if _checksum(block) != expected:
-        signed = sum(b - 256 if b > 127 else b for b in block[:148] + block[156:]) + 256
+    stored = block[148:156]
+    expected = _number(stored, 8, position)
+    if sum(block) - sum(stored) + BLANKS != expected:
+        signed = sum(b - 256 if b > 127 else b for b in block[:148] + block[156:]) + BLANKS
         if signed != expected:  # as some old writers add bytes up
             raise TarFault("damaged header", position)
     name = block[:100].partition(b"\0")[0]
@@ -170,16 +183,7 @@ def parse_pax(payload: bytes, position: int) -> dict[bytes, bytes]:
 
 
 def padded(size: int) -> int:
-    return -(-size // BLOCK) * BLOCK
-
-
-def _checksum(block: bytes) -> int:
-    """Sum of the bytes, its own field taken as blanks.
-
-    Adler-32 adds bytes up at the speed of C, modulo 65521, which 512 bytes of ASCII do not reach.
-    """
-    total = (adler32(block) & 0xFFFF) - 1 if block.isascii() else sum(block)
-    return total - sum(block[148:156]) + 8 * ord(" ")
+    return (size + BLOCK - 1) // BLOCK * BLOCK
 
 
 def _skip_sparse(read: Read, data: int, num_bytes: int) -> int:

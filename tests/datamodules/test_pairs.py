@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from pair_folders import FINGERPRINT, WIDTH, make_rows, write_folder, write_rows
+from recorder import Recorder
 from spatext.datamodules.pairs import Pairs, PairsDataModule
 
 SIZES = {"b": 31, "a": 17, "c": 22}
@@ -78,27 +79,6 @@ def test_resume_equals_uninterrupted(folder: Path, num_workers: int, share: floa
     found = list(resumed.train_dataloader())
     for one, other in zip(found, straight[3:], strict=False):
         assert_same(one, other)
-
-
-class Recorder(pl.LightningModule):
-    """Trains nothing; writes down what it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen: list[tuple[list[int], list[str]]] = []
-        self.validated: list[str] = []
-
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
-        self.seen.append((batch["index"].tolist(), batch["key"]))
-        return self.weight.sum()
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        assert self.trainer.num_sanity_val_steps == 0
-        self.validated += batch["key"]
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 def fit(folder: Path, root: Path, val_pairs: Path | None = None, **options: Any) -> Recorder:

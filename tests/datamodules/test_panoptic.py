@@ -7,6 +7,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from recorder import Recorder
 from spatext.datamodules.panoptic import PanopticDataModule
 from spatext.datamodules.segmenters import GraphSegmenter
 from tars import COLOURS, png, scene, scene_ids, write_scenes, write_shard
@@ -236,26 +237,6 @@ def test_resume_equals_uninterrupted(shards: Path) -> None:
         resumed.load_state_dict(first.state_dict())
         for actual, expected in zip(resumed, straight[2:], strict=False):
             assert_same(actual, expected)
-
-
-class Recorder(pl.LightningModule):
-    """Trains nothing; writes down what it is given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.seen: list[tuple[list[int], list[str]]] = []
-        self.validated: list[str] = []
-
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
-        self.seen.append((batch["index"].tolist(), batch["key"]))
-        return self.weight.sum()
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self.validated += batch["key"]
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 def fit(shards: Path, folder: Path, **kwargs: Any) -> Recorder:

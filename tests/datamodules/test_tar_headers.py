@@ -149,7 +149,7 @@ def test_a_part_is_walked_alone(tmp_path: Path) -> None:
     data = make_tar(NAMES, tarfile.PAX_FORMAT, [700] * len(NAMES))
     whole = members(data)
     part = data[whole[1].start : whole[2].end]
-    names = [(m.name, part[m.data : m.end]) for m in walk_span(part)]
+    names = [(name, part[start:end]) for name, start, end in walk_span(part)]
     assert names == [(m.name, data[m.data : m.end]) for m in whole[1:3]]
     for wrong in (part[:-1], part[512:]):
         with pytest.raises(TarFault):

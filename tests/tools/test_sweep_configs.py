@@ -129,6 +129,14 @@ def test_wrong_options_of_a_search(options: list[str], message: str) -> None:
         sweeper.check_options()
 
 
+def test_processes_have_no_batches() -> None:
+    options = ("optimized_metric=val/loss", "hydra.sweeper.n_jobs=2")
+    sweeper = make_sweeper("hydra/sweeper=optuna", *options)
+    sweeper.launcher = sweeper.make_launcher()
+    with pytest.raises(ValueError, match=r"sweeper\.n_jobs: found 2, .*hydra\.launcher\.n_jobs=2"):
+        sweeper.search([])
+
+
 @pytest.mark.parametrize(
     ("statuses", "code"),
     [
