@@ -10,8 +10,8 @@ reads id maps, chooses segments and cuts their crops, which the others do not.
 Reading: the bytes of all members of all samples; ours in shuffled order, tarfile as it streams.
 
 Processor time, median over rounds in which all take turns, after a warm-up; a ratio is the median
-of those of the rounds. Indexes and data sets are open before the clock starts. The files are in the system's cache. mosaicml-streaming is left out: it
-cannot be installed beside transformers 5.
+of those of the rounds. Indexes and data sets are open before the clock starts. The files are in the
+system's cache. mosaicml-streaming is left out: it cannot be installed beside transformers 5.
 """
 
 import io
@@ -165,7 +165,7 @@ def run_ours(datamodule: PanopticDataModule) -> int:
 
 
 def run_litdata(photos: LitPhotos, batch_size: int) -> int:
-    loader = DataLoader(photos, batch_size, drop_last=True)
+    loader = DataLoader[Any](photos, batch_size, drop_last=True)
     return sum(len(batch[0]) for batch in loader)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,26 @@ from tiny_runs import Samples, TinyData, TinyModule, collate
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
 
-def with_bad(samples: list[dict[str, Any]]) -> dict[str, Any]:
+def with_bad(samples: list[dict[str, Any]], hang_at: int | None = None) -> dict[str, Any]:
+    """Sleeps for good once a sample of that place in the stream is among them."""
+    if hang_at is not None and max(int(sample["index"]) for sample in samples) >= hang_at:
+        time.sleep(3600)
     return collate(samples) | {"bad": []}
 
 
 class SharedData(TinyData):
     """Eight global batches of four an epoch; each rank has its part."""
 
-    def __init__(self, num_val: int = 8, num_workers: int = 0, setup_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        num_val: int = 8,
+        num_workers: int = 0,
+        setup_seconds: float = 0.0,
+        hang_at: int | None = None,
+    ) -> None:
         super().__init__(num_val)
         self.num_workers, self.setup_seconds = num_workers, setup_seconds
+        self.hang_at = hang_at
 
     def setup(self, stage: str) -> None:
         Path("setting-up").touch()
@@ -46,7 +57,7 @@ class SharedData(TinyData):
             batch_sampler=sampler,
             num_workers=self.num_workers,
             worker_init_fn=outlive_signals,
-            collate_fn=with_bad,
+            collate_fn=partial(with_bad, hang_at=self.hang_at),
         )
         if self.restored:
             self.loader.load_state_dict(self.restored)

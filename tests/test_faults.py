@@ -121,6 +121,26 @@ def test_a_rank_that_stands_still_ends_the_run(tmp_path: Path) -> None:
     assert "nothing has happened for" in job.log.read_text()
 
 
+def test_a_loader_that_hangs_ends_the_run(tmp_path: Path) -> None:
+    line = command(
+        tmp_path,
+        *("trainer=cpu", "trainer.precision=32-true", "callbacks.slow.seconds=0.0"),
+        *("+datamodule.num_workers=1", "+datamodule.hang_at=12"),
+        *("callbacks.watchdog.timeout=3.0", "callbacks.watchdog.long_timeout=60.0"),
+    )
+    with Job(tmp_path, line) as job:
+        assert job.wait() == 77, job.log.read_text()
+        assert job.is_over()  # the worker too
+    assert training_steps(tmp_path) == [0, 1, 2]
+    stacks = (tmp_path / "logs" / "watchdog-rank-0.txt").read_text()
+    assert "dataloader.py" in stacks
+
+
+def training_steps(run_dir: Path) -> list[int]:
+    lines = (run_dir / "progress-0").read_text().splitlines()
+    return [int(line.split()[2]) for line in lines if line.split()[1] == "step"]
+
+
 def test_endless_non_finite_numbers_end_the_run(tmp_path: Path) -> None:
     line = command(
         tmp_path,

@@ -187,18 +187,15 @@ class SegmentDataset(Dataset[Sample]):
         stream_index: int,
     ) -> tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "n 3 c c"], list[str]]:
         """Labels, crops and texts of those chosen; none where the device is to find them."""
-        shape, crop_shape = (self.image_size,) * 2, (3, self.crop_size, self.crop_size)
+        shape, crop_shape = (self.image_size, self.image_size), (3, self.crop_size, self.crop_size)
         if self.segmenter is None:
             return np.zeros(shape, dtype=np.uint8), np.empty((0, *crop_shape), dtype=np.uint8), []
         ids = self.find_ids(members, size, window, pixels)
         info = captions.read_segments_info(meta) if self.segmenter == "stored" else {}
-        small = images.resize_ids(ids, (self.image_size, self.image_size))
-        chosen = segments.choose_segments(
-            segments.eligible_segments(small, info, **self.eligible),
-            self.rng(Purpose.SEGMENTS, stream_index),
-            k_min=self.k_min,
-            k_max=self.k_max,
-        )
+        small = images.resize_ids(ids, shape)
+        eligible = segments.eligible_segments(small, info, **self.eligible)
+        rng = self.rng(Purpose.SEGMENTS, stream_index)
+        chosen = segments.choose_segments(eligible, rng, k_min=self.k_min, k_max=self.k_max)
         parts = np.empty((len(chosen), *crop_shape), dtype=np.uint8)
         for part, i in zip(parts, chosen, strict=True):
             part[:] = crops.crop_segment(pixels, ids == i, self.crop_size).transpose(2, 0, 1)
@@ -231,9 +228,8 @@ def collate(samples: list[Sample]) -> dict[str, Any]:
     def stack(name: str) -> Tensor:
         return torch.from_numpy(np.stack([sample[name] for sample in samples]))  # type: ignore[literal-required]
 
-    image = (
-        stack("image").permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    )
+    image = stack("image").permute(0, 3, 1, 2)
+    image = image.to(torch.float32, memory_format=torch.contiguous_format)
     valid = stack("valid")
     stacked = torch.zeros(*valid.shape, *samples[0]["crops"].shape[1:], dtype=torch.uint8)
     for row, sample in zip(stacked, samples, strict=True):

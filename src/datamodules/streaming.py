@@ -30,8 +30,7 @@ log = logging.getLogger(__name__)
 
 NO_END = 2**62  # the length of a stream is not known
 MAX_FAILURES = 100  # sources that gave nothing, one after another
-SKIP = 2**20
-SKIPPED_BITS = 32
+SKIP, SKIPPED_BITS = 2**20, 32
 
 
 class Streamed(NamedTuple):
@@ -105,8 +104,7 @@ class StreamingDataset(IterableDataset[Sample]):
     ) -> None:
         self.sources, self.dataset = sources, dataset
         self.rank, self.world_size = rank, world_size
-        self.buffer_size, self.start = buffer_size, start
-        self.num_passes = 0
+        self.buffer_size, self.start, self.num_passes = buffer_size, start, 0
 
     def __iter__(self) -> Iterator[Sample]:
         worker = get_worker_info()
@@ -198,8 +196,8 @@ class StreamingDataModule(PanopticDataModule):
     ) -> None:
         super().__init__(shards, **options)
         self.samples_per_epoch, self.buffer_size = samples_per_epoch, buffer_size
-        for name in ("samples_per_epoch", "buffer_size"):
-            if (value := getattr(self, name)) < 1:
+        for name, value in (("samples_per_epoch", samples_per_epoch), ("buffer_size", buffer_size)):
+            if value < 1:
                 raise ValueError(f"datamodule.{name} is {value}, expected 1 or more")
 
     def expand(
@@ -220,8 +218,7 @@ class StreamingDataModule(PanopticDataModule):
     def train_dataloader(self) -> StreamingLoader:  # type: ignore[override]
         rank, world_size = self.rank()
         num_global = self.batch_size * world_size
-        start = int(self.restored.get("global_samples", 0))
-        self.restored = {}
+        start, self.restored = int(self.restored.get("global_samples", 0)), {}
         if self.samples_per_epoch < num_global:
             raise ValueError(
                 f"datamodule.samples_per_epoch is {self.samples_per_epoch}, expected at least one "
@@ -229,9 +226,8 @@ class StreamingDataModule(PanopticDataModule):
             )
         if rank == 0:
             log.warning("streaming: samples are drawn at random, and a resumed run draws others")
-        dataset = SegmentDataset(
-            [], random_crop=self.random_crop, flip=self.flip, **self.sample_kwargs
-        )
+        options = {"random_crop": self.random_crop, "flip": self.flip, **self.sample_kwargs}
+        dataset = SegmentDataset([], **options)
         loader = StreamingLoader(
             StreamingDataset(
                 self.sources,

@@ -126,11 +126,11 @@ def read_member(read: Read, position: int, num_bytes: int) -> tuple[Member | Non
     if b"size" in pax:
         size = _number(pax[b"size"], 10, start)
     has_data = header.kind not in b"123456"  # links, devices and folders have none
-    plain = header.kind in (b"0", b"\0", b"7") and not name.endswith(b"/")
+    is_file = header.kind in (b"0", b"\0", b"7") and not name.endswith(b"/")
     sparse = any(key.startswith(b"GNU.sparse") for key in pax)
     size = size if has_data else 0
     text = name.decode("utf-8", errors="backslashreplace")
-    return Member(text, start, data, size, plain and not sparse), data + padded(size)
+    return Member(text, start, data, size, is_file and not sparse), data + padded(size)
 
 
 def parse_plain(block: bytes) -> tuple[str, int] | None:

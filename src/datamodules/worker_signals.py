@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 ASKING = (signal.SIGTERM, signal.SIGUSR1)
+PARENT_SECONDS = 2.0
 
 
 @contextmanager
@@ -24,16 +25,18 @@ def asking_blocked() -> Iterator[None]:
 
 
 def outlive_signals(worker_id: int) -> None:
-    """The `worker_init_fn` of those: nothing but their parent's SIGTERM ends them.
+    """The `worker_init_fn` of those: nothing but their parent's SIGTERM or end ends them.
 
-    Who sent a signal is told to those who wait for it, not to handlers.
+    Who sent a signal is told to those who wait for it, not to handlers. torch's own look at the
+    parent waits for the sample at hand, which may hang.
     """
     parent = os.getppid()
 
     def wait() -> None:
-        while True:
-            info = signal.sigwaitinfo(ASKING)
-            if info.si_signo == signal.SIGTERM and info.si_pid == parent:
-                os._exit(0)
+        while os.getppid() == parent:
+            info = signal.sigtimedwait(ASKING, PARENT_SECONDS)
+            if info and info.si_signo == signal.SIGTERM and info.si_pid == parent:
+                break
+        os._exit(0)
 
     threading.Thread(target=wait, name="signals", daemon=True).start()
