@@ -9,6 +9,7 @@ os.environ["WANDB_ERROR_REPORTING"] = "false"  # it would call its makers
 os.environ["HYDRA_FULL_ERROR"] = "1"
 os.environ["OMP_NUM_THREADS"] = str(NUM_THREADS := 1)  # the tests run in a process per core
 
+import logging
 import random
 import signal
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from torch import distributed
 
 torch.set_num_threads(NUM_THREADS)
@@ -32,6 +34,10 @@ def clean_state() -> Iterator[None]:
     np.random.seed(0)  # noqa: NPY002  (third parties draw from the global stream)
     torch.manual_seed(0)
     before = {name: os.environ.get(name) for name in RANK_VARIABLES}
+    rank_zero_only.rank = 0
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.disabled = False  # Hydra's configuration of a job turns off those it finds
     yield
     for name, value in before.items():
         os.environ.pop(name, None)

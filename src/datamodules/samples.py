@@ -210,7 +210,8 @@ class SegmentDataset(Dataset[Sample]):
         pixels: UInt8[np.ndarray, "s s 3"],
     ) -> Int32[np.ndarray, "s s"]:
         """Of the window of an image of `size`."""
-        assert self.segmenter is not None
+        if self.segmenter is None:
+            return np.zeros(pixels.shape[:2], dtype=np.int32)
         if isinstance(self.segmenter, str):  # "stored"
             if shards.PANOPTIC_SUFFIX not in members:
                 raise BadSample(f"no {shards.PANOPTIC_SUFFIX}")
