@@ -35,9 +35,11 @@ def clean_state() -> Iterator[None]:
     torch.manual_seed(0)
     before = {name: os.environ.get(name) for name in RANK_VARIABLES}
     rank_zero_only.rank = 0
+    # Hydra's configuration of a job turns off the loggers that it finds.
+    logging.root.setLevel(logging.WARNING)
     for logger in logging.root.manager.loggerDict.values():
         if isinstance(logger, logging.Logger):
-            logger.disabled = False  # Hydra's configuration of a job turns off those it finds
+            logger.disabled = False
     yield
     for name, value in before.items():
         os.environ.pop(name, None)
