@@ -104,7 +104,7 @@ def test_each_region_has_a_draw_of_its_own(base: Path) -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
     alone, embeds_alone = paint(base, texts[2:3], [8])
     assert alone.asked[0][1] == seeds[3:6]
-    assert_close(embeds_alone[0], embeds[2])
+    assert_close(embeds_alone[0], embeds[2], atol=1e-5, rtol=1e-5)
 
 
 def test_a_draw_is_kept_until_the_prior_has_other_options(
@@ -118,7 +118,9 @@ def test_a_draw_is_kept_until_the_prior_has_other_options(
     assert len(model.prior.asked) == 1
     model.draw(["c", "b"], seeds)  # "a", the oldest, makes room
     assert model.prior.asked[1][1] == [5]
-    assert_close(model.draw(["a", "c"], torch.tensor([5, 5]))[0], first[0])
+    # The text encoder rounds otherwise in another batch.
+    again = model.draw(["a", "c"], torch.tensor([5, 5]))[0]
+    assert_close(again, first[0], atol=1e-5, rtol=1e-5)
     assert model.prior.asked[2][1] == [5]
     model.prior.num_steps = 7
     model.draw(["a"], seeds[:1])
