@@ -32,7 +32,9 @@ def workers(num_samples: int = 64) -> DataLoader[dict[str, Any]]:
 
 
 def test_a_worker_that_dies_within_a_step_ends_the_run_after_it(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"DataLoader worker .* is killed by signal: Killed"):
+    # Which it says depends on whether torch's handler of SIGCHLD or its look at the queue is first.
+    told = r"DataLoader worker .* (is killed by signal: Killed|exited unexpectedly)"
+    with pytest.raises(RuntimeError, match=told):
         fit(tmp_path, Signalled(step=(2, kill_workers)), data=workers())
     assert steps(tmp_path) == ["step-3.ckpt"]
 
