@@ -1,6 +1,5 @@
 """Sweeps of the real command, each trial two processes: all of them agree on what is tried."""
 
-import csv
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from spatext.tools.results import read_result
 from swept import parameters, sweep
+from tables import read_rows
 
 pytestmark = pytest.mark.slow
 
@@ -24,8 +24,7 @@ OPTUNA = [
 
 
 def table(folder: Path) -> list[dict[str, str]]:
-    with (folder / "summary.csv").open() as file:
-        return list(csv.DictReader(file))
+    return read_rows(folder / "summary.csv")
 
 
 def trials(folder: Path) -> list[str]:
@@ -87,6 +86,16 @@ def test_a_grid_that_is_continued_runs_what_failed(grid: Path) -> None:
     assert parameters(grid / "1", 0)["pid"] == before
     assert "#1   kept" in output
     assert [row["status"] for row in table(grid)] == ["failed", "ok"]
+
+
+def test_trials_side_by_side_in_workers_of_joblib(tmp_path: Path) -> None:
+    """One rank 0 a worker, whose ranks are those of its trial and not of the other's."""
+    folder = tmp_path / "sweep"
+    sweep(folder, "module.lr=0.1,0.2", "hydra/launcher=joblib")
+    assert trials(folder) == ["0", "1"]
+    for number, lr in enumerate((0.1, 0.2)):
+        assert check_ranks_agree(folder / str(number)) == {"lr": lr, "kind": "a"}
+    assert [row["status"] for row in table(folder)] == ["ok", "ok"]
 
 
 # --- Optuna --------------------------------------------------------------------------------------
