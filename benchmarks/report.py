@@ -43,6 +43,7 @@ def report(
     args: argparse.Namespace,
     *,
     left: Sequence[str] = ("",),
+    width: int = 116,
 ) -> None:
     """Print the dataclasses as a table, columns in `left` flush left, and write --csv."""
     if args.device == "cpu":
@@ -53,7 +54,7 @@ def report(
     for row in rows:
         table.add_row(*(cell(row) for cell in columns.values()))
     console = Console()
-    console.width = max(console.width, 116)  # also where the output is no terminal
+    console.width = max(console.width, width)  # also where the output is no terminal
     console.print(table)
     if args.csv:
         with args.csv.open("w", newline="") as file:

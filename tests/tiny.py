@@ -7,6 +7,7 @@ clip/ in open_clip's, and clip/linear_prior.safetensors. Images are 16 x 16, lat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +148,8 @@ def load_backbone(base: Path, **options: Any) -> LatentBackbone:
 
 def load_spatext(base: Path, *, scale: Any = "raw", **options: Any) -> LatentSpaText:
     """Options of the backbone by their names, the rest are those of SpaText."""
-    names = ("new_weights", "st_conv", "st_resize", "zero_terminal_snr")
-    backbone = load_backbone(base, **{name: options.pop(name) for name in names if name in options})
+    names = [name for name in signature(LatentBackbone).parameters if name in options]
+    backbone = load_backbone(base, **{name: options.pop(name) for name in names})
     defaults: dict[str, Any] = {
         "optimizer": OPTIMIZER,
         "lr_scheduler": LR_SCHEDULER,
@@ -160,6 +161,14 @@ def load_spatext(base: Path, *, scale: Any = "raw", **options: Any) -> LatentSpa
         options.pop("prior", None) or LinearPrior(base / "clip" / "linear_prior.safetensors"),
         **(defaults | options),
     )
+
+
+def load_loud(base: Path) -> LatentSpaText:
+    """Its UNet is loud enough for the conditions to matter."""
+    model = load_spatext(base).eval()
+    with torch.no_grad():
+        model.backbone.unet.conv_out.weight *= 4
+    return model
 
 
 def as_text(embeds: Tensor, length: int = 0) -> TextFeatures:

@@ -176,6 +176,16 @@ class Ddp(DDPStrategy):
             timeout=timedelta(minutes=timeout_minutes),
             **options,
         )
+        self.static_graph = static_graph
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        # torch fails within the first backward pass, which sends nothing yet.
+        if self.static_graph and trainer.accumulate_grad_batches > 1:
+            raise ValueError(
+                "trainer.strategy.static_graph: found true, with trainer.accumulate_grad_batches="
+                f"{trainer.accumulate_grad_batches}, expected false where gradients accumulate"
+            )
+        super().setup(trainer)
 
     def setup_environment(self) -> None:
         join_group_again(self)

@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from ..modules.training import TrainedModule, gradients_of
 from .ema import Ema
 from .rollback import can_roll_back, roll_back
 from .saving import newest_checkpoint
 from .spikes import SpikeDetector
 from .stops import GaveUp
+from .throughput import is_logged_step
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class FiniteGuard(Callback):
         self.max_consecutive, self.max_rollbacks = max_consecutive, max_rollbacks
         self.forget_after, self.spike = forget_after, spike
         self.num_skipped = self.num_bad = self.num_good = self.num_rollbacks = 0
+        self.num_logged: int | None = None
         self.loss: Tensor | None = None
         self.reason = ""
 
@@ -74,7 +77,7 @@ class FiniteGuard(Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        loss, norm = self.measure(pl_module)
+        loss, norm = self.measure(optimizer)
         bad_loss, bad_norm, mean_loss = self.agree(trainer, loss, norm)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if bad_norm and not bad_loss and scaler is not None:
@@ -87,6 +90,8 @@ class FiniteGuard(Callback):
             self.reason = f"loss = {mean_loss:.4g}, a spike over {bound:.4g}"
         else:
             self.accept(mean_loss)
+            if isinstance(pl_module, TrainedModule):
+                pl_module.gradient_norm = norm  # clipping need not find it again
             return
         if self.on_bad == "stop":
             raise GaveUp(
@@ -101,12 +106,11 @@ class FiniteGuard(Callback):
             text = "step %d: %s; left out, %d in a row"
             log.warning(text, trainer.global_step, self.reason, self.num_bad)
 
-    def measure(self, pl_module: pl.LightningModule) -> tuple[Tensor, Tensor]:
+    def measure(self, optimizer: Optimizer) -> tuple[Tensor, Tensor]:
         """(loss, norm of the gradient) of this rank."""
         assert self.loss is not None
         loss, self.loss = self.loss, None
-        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        return loss, get_total_norm(gradients).to(loss.device)
+        return loss, get_total_norm(gradients_of(optimizer)).to(loss.device)
 
     def agree(self, trainer: pl.Trainer, loss: Tensor, norm: Tensor) -> tuple[bool, bool, float]:
         """(is a loss not finite, is a gradient not finite, mean loss): the same on all ranks."""
@@ -130,8 +134,10 @@ class FiniteGuard(Callback):
     ) -> None:
         if self.on_bad == "stop":
             return
-        # A tensor on the CPU: Lightning would copy a number to the device, and wait for it.
-        pl_module.log("train/skipped", torch.tensor(float(self.num_skipped)))
+        if self.num_skipped != self.num_logged or is_logged_step(trainer):
+            # A tensor on the CPU: Lightning would copy a number to the device, and wait for it.
+            pl_module.log("train/skipped", torch.tensor(float(self.num_skipped)))
+            self.num_logged = self.num_skipped
         if self.num_bad == self.max_consecutive:
             self.num_bad = 0
             self.go_back(trainer, pl_module)

@@ -1,8 +1,10 @@
 """Scenes in, images out."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 import diffusers
@@ -69,14 +71,27 @@ class Sampling:
             raise ValueError(
                 f"sampling.form: found {self.form!r}, expected one of {get_args(Form)}"
             )
-        if self.num_steps < 1:
-            raise ValueError(f"sampling.num_steps: found {self.num_steps}, expected at least 1")
-        low, high = self.guidance_interval
-        if not 0.0 <= low <= high <= 1.0:
+        if not isinstance(self.num_steps, Integral) or self.num_steps < 1:
+            raise ValueError(f"sampling.num_steps: found {self.num_steps!r}, expected at least 1")
+        for name, value in (("scale", self.scale), ("rescale", self.rescale)):
+            if not is_number(value):
+                raise ValueError(f"sampling.{name}: found {value!r}, expected a number")
+        scales = self.scales.values() if isinstance(self.scales, Mapping) else [None]
+        if not all(is_number(value) for value in scales):
             raise ValueError(
-                f"sampling.guidance_interval: found {low:g} to {high:g}, expected 0 <= lo <= hi <= "
-                "1, in fractions of the training steps"
+                f"sampling.scales: found {self.scales!r}, expected a number for each name"
             )
+        interval = self.guidance_interval
+        pair = isinstance(interval, Sequence) and len(interval) == 2
+        if not (pair and all(map(is_number, interval)) and 0 <= interval[0] <= interval[1] <= 1):
+            raise ValueError(
+                f"sampling.guidance_interval: found {interval!r}, expected [lo, hi] with 0 <= lo "
+                "<= hi <= 1, in fractions of the training steps"
+            )
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def make_scheduler(sampling: Sampling, config: Mapping[str, Any]) -> Any:
@@ -106,8 +121,9 @@ def generate(
     on_step: OnStep | None = None,
     *,
     controls: Controls | None = None,
-) -> Float[Tensor, "b 3 h w"]:
-    """Sample one image per scene, in [-1, 1].
+    latent: bool = False,
+) -> Float[Tensor, "b c i j"]:
+    """Sample one image per scene, in [-1, 1]; with `latent` its x_0, which is not decoded.
 
     `texts[i][k - 1]` is the local text of the pixels of scene i with id k; 0 is unpainted. Image i
     is a function of its own scene, seed and row of `controls`, whatever else is in the batch.
@@ -136,7 +152,7 @@ def generate(
             background=latent_background(model, controls, x_T),
             on_step=on_step,
         )
-        return paste(backbone.decode(x_0.to(dtype)), controls)
+        return x_0 if latent else paste(backbone.decode(x_0.to(dtype)), controls)
 
 
 def guide(
@@ -202,8 +218,9 @@ def economical(backbone: Backbone, sampling: Sampling) -> Iterator[None]:
     try:
         yield
     finally:
-        vae.disable_tiling()
-        vae.disable_slicing()
+        if sampling.vae_tiling:  # elsewhere the autoencoder's own setting stays
+            vae.disable_tiling()
+            vae.disable_slicing()
 
 
 def to_pixels(images: Float[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b h w 3"]:

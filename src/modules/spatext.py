@@ -58,12 +58,18 @@ class SpaText(HoldsFrozen, TextToImage):
 
     def conditions(self, batch: dict[str, Any]) -> Conditions:
         """The conditions of a batch: its captions untouched, its crops through CLIP."""
+        segments = Segments(ids=batch["ids"], embeds=self.embeds(batch), valid=batch["valid"])
+        return Conditions(text=self.text(batch), segments=segments)
+
+    def embeds(self, batch: dict[str, Any]) -> Float[Tensor, "b k d"]:
+        """The cached embeddings of a batch's segments, or those of its crops."""
+        if "embeds" in batch:
+            return batch["embeds"].to(self.clip.mean.dtype)
         crops = batch["crops"]
-        embeds = self.clip.embed_images(crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
-        return Conditions(
-            text=self.backbone.embed_text(batch["caption"]),
-            segments=Segments(ids=batch["ids"], embeds=embeds, valid=batch["valid"]),
-        )
+        return self.clip.embed_images(crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
+
+    def encoder(self, kind: str) -> dict[str, Any]:
+        return self.clip.encoder if kind == "embeds" else super().encoder(kind)
 
     def scene_conditions(
         self,
@@ -113,7 +119,7 @@ class SpaText(HoldsFrozen, TextToImage):
     @torch.no_grad()
     def log_painting(self, batch: dict[str, Any]) -> None:
         """Log how loudly the freshly drawn weights speak, beside the signal they are added to."""
-        x_0 = self.backbone.encode(batch["image"])
+        x_0 = self.x_0(batch)
         base, added = self.backbone.first_layer_std(x_0, self.conditions(batch).segments)
         values = {"step_0/base_preactivation": base, "step_0/st_preactivation": added}
         # Straight to the loggers: `log_dict` keeps to log_every_n_steps, which leaves out step 0.

@@ -21,6 +21,10 @@ class TextToImage(TrainedModule):
     `drop_rates` holds one probability per condition name; each condition has its own coin. Every
     random number of a step is a function of (`seed`, position of the sample in the training
     stream), so neither batch composition nor world size nor a resume changes what is trained on.
+
+    `offset_noise` s adds s n_c to the noise of training, one standard normal number per image and
+    channel, so that a mean brightness is learned too (Guttenberg 2023, "Diffusion with offset
+    noise", with s = 0.1). The noise of validation has none, so that its losses compare.
     """
 
     def __init__(
@@ -32,13 +36,42 @@ class TextToImage(TrainedModule):
         drop_rates: Mapping[str, float],
         loss_weighting: Weighting = "none",
         min_snr_gamma: float = 5.0,
+        offset_noise: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
+        if offset_noise < 0:
+            raise ValueError(f"module.offset_noise: found {offset_noise}, expected at least 0")
         self.backbone = backbone
         self.drop_rates = dict(drop_rates)
         self.loss_weighting, self.min_snr_gamma = loss_weighting, min_snr_gamma
-        self.seed = seed
+        self.offset_noise, self.seed = offset_noise, seed
+
+    def setup(self, stage: str) -> None:
+        """ValueError where the datamodule's cached encodings come from other encoders.
+
+        Before the trainer moves or casts any weights, of which they are told by their digests.
+        """
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        if kinds := getattr(datamodule, "encoded_kinds", ()):
+            datamodule.check_encoders({kind: self.encoder(kind) for kind in kinds})
+
+    def encoder(self, kind: str) -> dict[str, Any]:
+        """Digests and options of what makes a kind of cached encodings."""
+        if kind == "embeds":
+            return {}  # there are no segments, and no CLIP
+        return self.backbone.fingerprint(kind)  # type: ignore[arg-type]
+
+    def on_fit_start(self) -> None:
+        """ValueError where the datamodule tells of images that the network cannot take."""
+        multiple = self.backbone.multiple
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        for height, width in getattr(datamodule, "image_sizes", []):
+            if height % multiple or width % multiple:
+                raise ValueError(
+                    f"datamodule.image_size, datamodule.buckets.step: images of {height} x {width} "
+                    f"pixels, expected sides that are multiples of {multiple} for this model"
+                )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         conditions = drop_conditions(
@@ -48,7 +81,7 @@ class TextToImage(TrainedModule):
             self.seed,
             batch["index"],
         )
-        loss = self.loss(batch, conditions, self.seed)
+        loss = self.loss(batch, conditions, self.seed, offset_noise=self.offset_noise)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["index"]))
         return loss
 
@@ -59,16 +92,26 @@ class TextToImage(TrainedModule):
         self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=size)
         return loss
 
-    def loss(self, batch: dict[str, Any], conditions: Conditions, seed: int) -> Tensor:
+    def loss(
+        self,
+        batch: dict[str, Any],
+        conditions: Conditions,
+        seed: int,
+        *,
+        offset_noise: float = 0.0,
+    ) -> Tensor:
         """E || target - prediction ||^2, weighted; the paper's L_LDM for the epsilon target."""
         index, backbone = batch["index"], self.backbone
         height, width = (side // backbone.factor for side in batch["image"].shape[-2:])
         shape = (backbone.channels, height, width)
 
-        x_0 = backbone.encode(batch["image"], normal(seed, Purpose.POSTERIOR, index, shape))
+        x_0 = self.x_0(batch, normal(seed, Purpose.POSTERIOR, index, shape))
         t = randint(seed, Purpose.TIMESTEP, index, len(backbone.alphas_cumprod))
         a_t = backbone.alphas_cumprod[t]
         noise = normal(seed, Purpose.NOISE, index, shape)
+        if offset_noise:
+            shift = normal(seed, Purpose.OFFSET_NOISE, index, (backbone.channels, 1, 1))
+            noise = noise + offset_noise * shift
         x_t = add_noise(x_0, noise, a_t)
         target = prediction_target(x_0, noise, a_t, backbone.prediction_type)
         weight = loss_weight(
@@ -79,7 +122,19 @@ class TextToImage(TrainedModule):
     def conditions(self, batch: dict[str, Any]) -> Conditions:
         """The captions of a batch, untouched, and no segments."""
         null = self.null_segments().repeat(len(batch["index"]))
-        return Conditions(text=self.backbone.embed_text(batch["caption"]), segments=null)
+        return Conditions(text=self.text(batch), segments=null)
+
+    def x_0(self, batch: dict[str, Any], noise: Tensor | None = None) -> Tensor:
+        """Drawn from the cached moments of a batch, or from those of its images."""
+        if "moments" in batch:
+            return self.backbone.draw(batch["moments"].float(), noise)
+        return self.backbone.encode(batch["image"], noise)
+
+    def text(self, batch: dict[str, Any]) -> Tensor:
+        """The cached states of a batch's captions, or those of the encoder."""
+        if "text" in batch:
+            return batch["text"].to(self.backbone.embed_text([""]))  # device and precision
+        return self.backbone.embed_text(batch["caption"])
 
     def null_segments(self) -> Segments:
         return Segments.null(1, 1, self.backbone.embed_dim, (1, 1), device=self.device)

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
 from torch.nn import Parameter
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -19,6 +20,7 @@ class TrainedModule(pl.LightningModule):
     def __init__(self, optimizer: MakeOptimizer, lr_scheduler: MakeScheduler) -> None:
         super().__init__()
         self.make_optimizer, self.make_lr_scheduler = optimizer, lr_scheduler
+        self.gradient_norm: Tensor | None = None  # of this step, where somebody has found it
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.make_optimizer(p for p in self.parameters() if p.requires_grad)
@@ -39,6 +41,7 @@ class TrainedModule(pl.LightningModule):
         Lightning refuses to clip for a fused optimizer under autocast, because fp16 gradients are
         unscaled inside its step. Without a scaler there is nothing to unscale.
         """
+        norm, self.gradient_norm = self.gradient_norm, None
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None or not gradient_clip_val or gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -48,5 +51,16 @@ class TrainedModule(pl.LightningModule):
         if sharded is not None:
             norm = sharded(gradient_clip_val)
         else:
-            norm = clip_grad_norm_(self.parameters(), gradient_clip_val, foreach=True)
+            if norm is None:
+                norm = get_total_norm(gradients_of(optimizer), foreach=True)
+            clip_grads_with_norm_(parameters_of(optimizer), gradient_clip_val, norm, foreach=True)
         self.log("train/grad_norm", norm)
+
+
+def parameters_of(optimizer: Optimizer) -> list[Parameter]:
+    """What is trained, without a walk over the network."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def gradients_of(optimizer: Optimizer) -> list[Tensor]:
+    return [p.grad for p in parameters_of(optimizer) if p.grad is not None]

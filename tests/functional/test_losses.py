@@ -1,5 +1,7 @@
 import pytest
 import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
 
 from spatext.modules.functional.diffusion import (
     PREDICTION_TYPES,
@@ -24,6 +26,18 @@ SNR = torch.tensor([0.0, 0.25, 5.0, 20.0, torch.inf], dtype=torch.float64)
 def test_min_snr_closed_forms(prediction_type, expected) -> None:
     found = loss_weight(SNR, prediction_type, "min_snr")
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_min_snr_is_that_of_diffusers(prediction_type) -> None:
+    """Over a schedule, by the rule of its training examples."""
+    scheduler, t = DDPMScheduler(beta_schedule="scaled_linear"), torch.arange(1000)
+    snr = compute_snr(scheduler, t)
+    expected = torch.stack([snr, torch.full_like(snr, 5.0)]).amin(dim=0)
+    expected /= {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[prediction_type]
+    a_t = scheduler.alphas_cumprod[t]
+    found = loss_weight(signal_to_noise(a_t), prediction_type, "min_snr")
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_gamma() -> None:

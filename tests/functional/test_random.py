@@ -72,6 +72,7 @@ def test_purposes_are_never_renumbered() -> None:
         "INITIAL_NOISE": 7,
         "REGION_SEED": 8,
         "CANDIDATE_SEED": 9,
+        "OFFSET_NOISE": 10,
     }
 
 

@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from tiny import write_base
+from spatext.modules.spatext import SpaText
+from tiny import load_loud
 
 
-@pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_base(tmp_path_factory.mktemp("base"))
+@pytest.fixture(scope="module")
+def model(base: Path) -> SpaText:
+    return load_loud(base)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from spatext.modules.generate import Sampling, generate
 from spatext.modules.painting import Controls
 from spatext.modules.spatext import SpaText
-from tiny import SIZE, TEXTS, load_spatext
+from tiny import SIZE, TEXTS
 
 NUM = 8
 PROMPTS = [TEXTS[i % 4] if i % 3 else "" for i in range(NUM)]
@@ -96,11 +95,3 @@ def fill(**values: Any) -> Controls:
         return torch.cat([value, value[:1].expand(NUM - len(value), *value.shape[1:])])
 
     return Controls(**{name: pad(value) for name, value in values.items()})
-
-
-def load_loud(base: Path) -> SpaText:
-    """Its UNet is loud enough for the conditions to matter."""
-    model = load_spatext(base).eval()
-    with torch.no_grad():
-        model.backbone.unet.conv_out.weight *= 4
-    return model

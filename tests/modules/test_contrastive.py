@@ -59,8 +59,8 @@ def test_the_losses_are_symmetric_cross_entropies(module: Contrastive) -> None:
         logits = image @ text.mT / 0.07  # the initial temperature of CLIP
         truth = torch.arange(len(words))
         expected.append((cross_entropy(logits, truth) + cross_entropy(logits.mT, truth)) / 2)
-    assert_close(module.losses(BATCH), tuple(expected), rtol=1e-4, atol=1e-5)
-    assert_close(module.training_step(BATCH, 0), sum(expected), rtol=1e-4, atol=1e-5)
+    assert_close(module.losses(BATCH), tuple(expected), rtol=1e-4, atol=1e-4)
+    assert_close(module.training_step(BATCH, 0), sum(expected), rtol=1e-4, atol=1e-4)
 
 
 def test_training_lowers_the_loss_and_finds_the_texts(module: Contrastive) -> None:
@@ -95,9 +95,9 @@ def test_the_folder_loads_as_clip(module: Contrastive, tmp_path: Path) -> None:
     clip = Clip(f"local-dir:{tmp_path / 'clip'}")
     assert (clip.embed_dim, clip.image_size) == (EMBED_DIM, SIZE)
     crops, texts = regions(BATCH)
-    assert_close(clip.embed_images(crops), module.embed_images(crops), rtol=1e-4, atol=1e-5)
+    assert_close(clip.embed_images(crops), module.embed_images(crops), rtol=1e-4, atol=1e-4)
     texts = [*texts, "", "An Unseen Thing", " ".join(TEXTS)]
-    assert_close(clip.embed_texts(texts), module.embed_texts(texts), rtol=1e-4, atol=1e-5)
+    assert_close(clip.embed_texts(texts), module.embed_texts(texts), rtol=1e-4, atol=1e-4)
 
 
 def test_the_folder_loads_as_text_encoder(module: Contrastive, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_the_folder_loads_as_text_encoder(module: Contrastive, tmp_path: Path) -
     tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
     assert tokens.input_ids.shape == (5, MAX_LENGTH)
     pooled = encoder(tokens.input_ids).pooler_output @ module.model.text_projection
-    assert_close(pooled, module.embed_texts(texts), rtol=1e-4, atol=1e-5)
+    assert_close(pooled, module.embed_texts(texts), rtol=1e-4, atol=1e-4)
 
 
 def test_the_folder_holds_a_prior_between_its_own_embeddings(
@@ -121,7 +121,7 @@ def test_the_folder_holds_a_prior_between_its_own_embeddings(
     text = torch.cat([clip.embed_texts(texts) for _, texts in pairs])
     expected = fit_linear_prior(text, image)
     path = tmp_path / "clip" / "linear_prior.safetensors"
-    assert_close(load_file(path), expected, rtol=1e-2, atol=1e-3)
+    assert_close(load_file(path), expected, rtol=1e-2, atol=1e-2)
     prior = LinearPrior(path)
     fitted = (prior(as_text(text), no_seeds(len(text))) - image).square().sum()
     assert fitted < 0.9 * (image - image.mean(0)).square().sum()
@@ -131,7 +131,7 @@ def test_the_folder_can_be_written_twice(module: Contrastive, tmp_path: Path) ->
     save(module, tmp_path)
     save(module, tmp_path)
     clip = Clip(f"local-dir:{tmp_path / 'clip'}")
-    assert_close(clip.embed_texts(TEXTS), module.embed_texts([*TEXTS]), rtol=1e-4, atol=1e-5)
+    assert_close(clip.embed_texts(TEXTS), module.embed_texts([*TEXTS]), rtol=1e-4, atol=1e-4)
 
 
 def test_the_configuration_is_that_of_the_tokenizer(module: Contrastive, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_fused_adamw_is_adamw() -> None:
             ((parameter - step) ** 3).sum().backward()
             optimizer.step()
     assert adamw([torch.nn.Parameter(start)], lr=1.0).defaults["fused"] is True
-    assert_close(results[0], results[1])
+    assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
     assert (results[0] - start).abs().min() > 0.1
 
 

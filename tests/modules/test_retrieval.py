@@ -11,9 +11,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from spatext.modules.networks import retrieval
-from spatext.modules.networks.clip import TextFeatures
 from spatext.modules.networks.priors import Prior, fit_linear_prior, save_linear_prior
 from spatext.modules.networks.retrieval import RetrievalPrior, build_index
+from tiny import as_text
 
 NUM, D = 300, 8
 FINGERPRINT = {"clip": "tiny", "scale": "raw", "embed_dim": D}
@@ -41,11 +41,6 @@ def flat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("index") / "flat")
 
 
-def features(embeds: torch.Tensor) -> TextFeatures:
-    n, d = embeds.shape
-    return TextFeatures(embeds, torch.zeros(n, 0, d), torch.zeros(n, 0, dtype=torch.bool))
-
-
 def brute_force(queries: torch.Tensor, k: int) -> np.ndarray:
     """The k rows of EMBEDS nearest by cosine, nearest first."""
     x, y = queries.double().numpy(), EMBEDS.astype(np.float64)
@@ -58,8 +53,8 @@ def test_the_nearest_by_cosine(flat: Path) -> None:
     assert isinstance(prior, Prior)
     assert prior.stochastic is False
     expected = torch.from_numpy(EMBEDS[brute_force(text, 1)[:, 0]])
-    assert_close(prior(features(text), SEEDS), expected)
-    assert_close(prior(features(9 * text), SEEDS + 5), expected)  # nor the seeds
+    assert_close(prior(as_text(text), SEEDS), expected)
+    assert_close(prior(as_text(9 * text), SEEDS + 5), expected)  # nor the seeds
 
 
 def test_the_mean_of_k_keeps_their_norm(flat: Path) -> None:
@@ -68,7 +63,9 @@ def test_the_mean_of_k_keeps_their_norm(flat: Path) -> None:
     mean = found.mean(1)
     length = np.linalg.norm(found, axis=-1).mean(1, keepdims=True)
     expected = mean / np.linalg.norm(mean, axis=1, keepdims=True) * length
-    assert_close(prior(features(text), SEEDS), torch.from_numpy(expected).float())
+    assert_close(
+        prior(as_text(text), SEEDS), torch.from_numpy(expected).float(), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_in_chunks_and_by_the_rows_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +73,7 @@ def test_in_chunks_and_by_the_rows_given(tmp_path: Path, monkeypatch: pytest.Mon
     odd = np.arange(1, NUM, 2)
     prior = RetrievalPrior(build(tmp_path, odd), k=3)
     np.testing.assert_array_equal(prior.image_embeds, EMBEDS[odd].astype(np.float16))
-    rows, cosines = prior.neighbours(features(torch.from_numpy(EMBEDS[odd][:20])))
+    rows, cosines = prior.neighbours(as_text(torch.from_numpy(EMBEDS[odd][:20])))
     np.testing.assert_array_equal(rows[:, 0], odd[:20])
     np.testing.assert_allclose(cosines[:, 0], 1.0, rtol=1e-5)
     assert (rows % 2 == 1).all()
@@ -89,11 +86,11 @@ def test_a_linear_prior_crosses_the_gap(flat: Path, tmp_path: Path) -> None:
     path = tmp_path / "linear.safetensors"
     save_linear_prior(path, fit_linear_prior(text, image, ridge=1e-9))
     crossed = RetrievalPrior(flat, linear=path)
-    assert_close(crossed(features(text[:20]), SEEDS), image[:20])
+    assert_close(crossed(as_text(text[:20]), SEEDS), image[:20])
     assert crossed.state_dict() == {}
     crossed.double()  # follows its owner; the text features may be of another kind
-    assert_close(crossed(features(text[:20]), SEEDS), image[:20])
-    rows, _ = RetrievalPrior(flat).neighbours(features(text[:20]))
+    assert_close(crossed(as_text(text[:20]), SEEDS), image[:20])
+    rows, _ = RetrievalPrior(flat).neighbours(as_text(text[:20]))
     assert (rows[:, 0] != np.arange(20)).all()
 
 
@@ -103,20 +100,20 @@ def test_a_linear_prior_crosses_the_gap(flat: Path, tmp_path: Path) -> None:
 def test_other_kinds_searched_through_are_exact(tmp_path: Path, kind: str, search: str) -> None:
     text = torch.randn(20, D)
     prior = RetrievalPrior(build(tmp_path, kind=kind), k=2, search=search)
-    rows, _ = prior.neighbours(features(text))
+    rows, _ = prior.neighbours(as_text(text))
     np.testing.assert_array_equal(rows, brute_force(text, 2))
 
 
 def test_too_few_cells_are_told(tmp_path: Path) -> None:
     prior = RetrievalPrior(build(tmp_path, kind="IVF4,Flat"), k=NUM, search="nprobe=1")
     with pytest.raises(ValueError, match=r"search='nprobe=1': found fewer than k=300 rows"):
-        prior(features(torch.randn(20, D)), SEEDS)
+        prior(as_text(torch.randn(20, D)), SEEDS)
 
 
 def test_the_fingerprint_is_kept(flat: Path) -> None:
     assert RetrievalPrior(flat).embeddings == FINGERPRINT
     with pytest.raises(ValueError, match=r"an index of 8 dimensions, expected 3"):
-        RetrievalPrior(flat)(features(torch.randn(20, 3)), SEEDS)
+        RetrievalPrior(flat)(as_text(torch.randn(20, 3)), SEEDS)
 
 
 def test_files_are_mapped_and_not_copied_with_their_owner(flat: Path) -> None:
@@ -127,7 +124,7 @@ def test_files_are_mapped_and_not_copied_with_their_owner(flat: Path) -> None:
 
 
 def test_it_answers_in_the_kind_of_the_text(flat: Path) -> None:
-    text = features(torch.randn(20, D).bfloat16())
+    text = as_text(torch.randn(20, D).bfloat16())
     assert RetrievalPrior(flat)(text, SEEDS).dtype == torch.bfloat16
 
 
@@ -136,7 +133,7 @@ def test_torch_decides_the_number_of_threads(flat: Path) -> None:
     try:
         for num in (1, 2):
             torch.set_num_threads(num)
-            prior(features(torch.randn(20, D)), SEEDS)
+            prior(as_text(torch.randn(20, D)), SEEDS)
             assert prior.faiss.omp_get_max_threads() == num
     finally:
         torch.set_num_threads(before)

@@ -1,5 +1,6 @@
 """What `Sampling` offers beyond a scheduler: scales, interval, precision, memory and time."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,16 +8,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from painted import FREE, IDS, NUM, PICTURES, SEEDS, fill, load_loud, paint
-from spatext.modules.generate import Sampling, generate
+from painted import FREE, IDS, NUM, PICTURES, SEEDS, fill, paint
+from spatext.modules.generate import Sampling, economical, generate
 from spatext.modules.painting import Controls
 from spatext.modules.spatext import SpaText
-from tiny import LATENT_SIZE, SIZE, load_spatext
-
-
-@pytest.fixture(scope="module")
-def model(base: Path) -> SpaText:
-    return load_loud(base)
+from tiny import LATENT_SIZE, SIZE, load_spatext, unchecked
 
 
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
@@ -28,9 +24,9 @@ def test_scales_of_each_image_are_those_of_separate_calls(model: SpaText, rescal
     for i in range(3):
         scales = {name: float(row[i]) for name, row in by_name.items()}
         expected, _ = paint(model, [i], scale=float(text[i]), rescale=rescale)
-        assert_close(fast[-1][i : i + 1], expected[-1], rtol=1e-3, atol=1e-4)
+        assert_close(fast[-1][i : i + 1], expected[-1], rtol=1e-3, atol=2e-3)
         expected, _ = paint(model, [i], scales=scales, form="full", rescale=rescale)
-        assert_close(full[-1][i : i + 1], expected[-1], rtol=1e-3, atol=1e-4)
+        assert_close(full[-1][i : i + 1], expected[-1], rtol=1e-3, atol=2e-3)
 
 
 def test_guidance_is_on_inside_its_interval(model: SpaText) -> None:
@@ -42,12 +38,12 @@ def test_guidance_is_on_inside_its_interval(model: SpaText) -> None:
         late, _ = paint(model, form=form, guidance_interval=(0.0, 0.8))
         early, _ = paint(model, form=form, guidance_interval=[0.8, 1.0])
         conditional, _ = paint(model, scale=1.0)
-        assert_close(late[0], conditional[0], rtol=1e-4, atol=1e-4)
-        assert_close(early[0], always[0], rtol=1e-4, atol=1e-4)
+        assert_close(late[0], conditional[0], rtol=1e-3, atol=2e-3)
+        assert_close(early[0], always[0], rtol=1e-3, atol=2e-3)
         assert (late[-1] - conditional[-1]).abs().mean() > 1e-3
         assert (early[-1] - always[-1]).abs().mean() > 1e-3
         never, _ = paint(model, form=form, guidance_interval=(1.0, 1.0))
-        assert_close(never[-1], conditional[-1], rtol=1e-3, atol=1e-4)
+        assert_close(never[-1], conditional[-1], rtol=1e-3, atol=2e-3)
 
 
 def test_a_condition_without_a_scale_is_silent_outside_the_interval_too(model: SpaText) -> None:
@@ -58,12 +54,13 @@ def test_a_condition_without_a_scale_is_silent_outside_the_interval_too(model: S
     assert torch.equal(found[-1], other[-1])
     scales = {"text": torch.tensor([0.0, 1.0, 0.0]), "segments": torch.full((3,), 2.0)}
     mixed, _ = paint(model, controls=fill(scales=scales), **options)
-    assert_close(mixed[-1][::2], found[-1][::2], rtol=1e-3, atol=1e-4)
+    assert_close(mixed[-1][::2], found[-1][::2], rtol=1e-3, atol=2e-3)
     assert (mixed[-1][1] - found[-1][1]).abs().mean() > 1e-3
 
 
 def test_equal_texts_are_encoded_once_and_each_step_is_one_call(model: SpaText) -> None:
     counted: dict[str, list[int]] = {"text": [], "clip": [], "unet": []}
+    model.backbone.null_text.clear()  # of an earlier test
     handles = [
         module.register_forward_pre_hook(
             lambda _, args, kwargs, name=name: counted[name].append(
@@ -126,7 +123,7 @@ def test_tiles_and_slices_are_for_one_call(model: SpaText) -> None:
     assert not vae.use_slicing
     assert tiled.shape == whole.shape
     assert (tiled - whole).abs().mean() < 0.1
-    assert_close(paint(model, vae_tiling=True)[1], paint(model)[1], rtol=1e-4, atol=1e-5)
+    assert_close(paint(model, vae_tiling=True)[1], paint(model)[1], rtol=1e-3, atol=2e-3)
 
 
 def test_compiling_reaches_the_unet(base: Path, model: SpaText) -> None:
@@ -148,5 +145,29 @@ def test_scales_and_options_of_the_other_kind_are_refused(model: SpaText) -> Non
     with pytest.raises(ValueError, match=r"^scales: found one per condition per image, .* fast$"):
         paint(model, controls=both)
     for interval in ((0.5, 0.2), (-0.1, 1.0), (0.0, 1.1)):
-        with pytest.raises(ValueError, match=r"^sampling.guidance_interval: found .* to .*"):
+        with pytest.raises(ValueError, match=r"^sampling.guidance_interval: found \(.*\), exp"):
             Sampling(guidance_interval=interval)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_steps": "ten"}, "num_steps: found 'ten', expected at least 1"),
+        ({"scale": "x"}, "scale: found 'x', expected a number"),
+        ({"rescale": float("nan")}, "rescale: found nan, expected a number"),
+        ({"scales": {"text": None}}, "scales: found {'text': None}, expected a number for each"),
+        ({"scales": 3.0}, "scales: found 3.0, expected a number for each name"),
+        ({"guidance_interval": 0.5}, "guidance_interval: found 0.5, expected [lo, hi]"),
+    ],
+)
+def test_values_of_another_kind_are_refused(options: dict[str, Any], message: str) -> None:
+    with unchecked(), pytest.raises(ValueError, match=f"^sampling.{re.escape(message)}"):
+        Sampling(**options)
+
+
+def test_the_autoencoder_keeps_its_own_setting(base: Path) -> None:
+    backbone: Any = load_spatext(base).backbone
+    backbone.vae.net.enable_tiling()
+    with economical(backbone, Sampling(compile=True)):
+        assert backbone.vae.net.use_tiling
+    assert backbone.vae.net.use_tiling

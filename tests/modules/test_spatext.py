@@ -1,4 +1,3 @@
-import csv
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,8 @@ from spatext.modules.functional.conditions import Conditions
 from spatext.modules.functional.random import Purpose, normal, randint, uniform
 from spatext.modules.functional.st import Segments, st_map
 from spatext.modules.spatext import SpaText
-from tiny import (
-    CHANNELS,
-    LATENT_SIZE,
-    NUM_SEGMENTS,
-    load_backbone,
-    load_spatext,
-    write_scheduler,
-)
+from tables import read_rows
+from tiny import CHANNELS, LATENT_SIZE, NUM_SEGMENTS, load_backbone, load_spatext, write_scheduler
 from tiny_runs import make_batch, make_loader, make_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
@@ -46,7 +39,7 @@ def record(model: SpaText) -> list[tuple[torch.Tensor, torch.Tensor, Conditions]
     return calls
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("loss_weighting", ["none", "min_snr"])
 def test_the_loss_is_that_of_diffusers_on_the_addressed_draws(
     base: Path, tmp_path: Path, prediction_type: str, loss_weighting: str
@@ -67,9 +60,8 @@ def test_the_loss_is_that_of_diffusers_on_the_addressed_draws(
     noise = normal(5, Purpose.NOISE, batch["index"], SHAPE)
     t = randint(5, Purpose.TIMESTEP, batch["index"], 1000)
     x_t = scheduler.add_noise(x_0, noise, t)
-    target = noise
-    if prediction_type == "v_prediction":
-        target = scheduler.get_velocity(x_0, noise, t)
+    velocity = scheduler.get_velocity(x_0, noise, t)
+    target = {"epsilon": noise, "v_prediction": velocity, "sample": x_0}[prediction_type]
     crops = batch["crops"].flatten(0, 1)
     embeds = model.clip.embed_images(crops).unflatten(0, (4, NUM_SEGMENTS))
     # Here the map is built, and the first convolution sees it as an image.
@@ -82,9 +74,10 @@ def test_the_loss_is_that_of_diffusers_on_the_addressed_draws(
     weight = torch.ones(4)
     if loss_weighting == "min_snr":
         snr = a_t / (1 - a_t)
-        weight = snr.clamp(max=5) / (snr if prediction_type == "epsilon" else snr + 1)
+        weight = snr.clamp(max=5)
+        weight /= {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[prediction_type]
     expected = (weight * (prediction - target).square().mean(dim=(1, 2, 3))).mean()
-    assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert len(set(t.tolist())) == 4
 
 
@@ -94,7 +87,7 @@ def test_the_conditions_are_captions_and_crops_as_they_are(base: Path) -> None:
     assert torch.equal(conditions.text, model.backbone.embed_text(batch["caption"]))
     for row in range(3):
         expected = model.clip.embed_images(batch["crops"][row])
-        assert_close(conditions.segments.embeds[row], expected)
+        assert_close(conditions.segments.embeds[row], expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(conditions.segments.ids, batch["ids"])
     assert torch.equal(conditions.segments.valid, batch["valid"])
 
@@ -116,12 +109,12 @@ def test_what_a_sample_trains_on_does_not_depend_on_its_batch(base: Path) -> Non
     calls = record(model)
     together = model.training_step(batch, 0)
     alone = [model.training_step(rows_of(batch, row), 9) for row in range(4)]
-    assert_close(together, torch.stack(alone).mean(), rtol=1e-5, atol=1e-6)
+    assert_close(together, torch.stack(alone).mean(), rtol=1e-4, atol=1e-4)
     x_t, t, conditions = calls[0]
     for row, (x_t_row, t_row, conditions_row) in enumerate(calls[1:]):
-        assert_close(x_t[row], x_t_row[0], rtol=1e-5, atol=1e-5)
+        assert_close(x_t[row], x_t_row[0], rtol=1e-4, atol=1e-4)
         assert t[row] == t_row[0]
-        assert_close(conditions.text[row], conditions_row.text[0], rtol=1e-5, atol=1e-5)
+        assert_close(conditions.text[row], conditions_row.text[0], rtol=1e-4, atol=1e-4)
         assert torch.equal(conditions.segments.valid[row], conditions_row.segments.valid[0])
 
 
@@ -149,7 +142,7 @@ def test_dropping_all_is_the_null_of_sampling(base: Path) -> None:
     null = model.null_conditions()
     assert torch.equal(null.text, model.backbone.embed_text([""]))
     assert not null.segments.valid.any()
-    assert_close(found, model.loss(batch, null.repeat(3), 0), rtol=1e-5, atol=1e-6)
+    assert_close(found, model.loss(batch, null.repeat(3), 0), rtol=1e-4, atol=1e-5)
     assert torch.equal(calls[0][2].text, null.text.expand(3, -1, -1))
     assert not st_map(calls[0][2].segments, (4, 4)).any()
     full = load_spatext(base, drop_rates=NEVER).training_step(batch, 0)
@@ -161,7 +154,7 @@ def test_validation_has_its_own_noise_and_drops_nothing(base: Path) -> None:
     calls = record(model)
     model.training_step(batch, 0)
     found = model.validation_step(batch, 0)
-    assert_close(found, model.loss(batch, model.conditions(batch), 8))
+    assert_close(found, model.loss(batch, model.conditions(batch), 8), rtol=1e-4, atol=1e-5)
     (x_t, t, _), (val_x_t, val_t, val_conditions) = calls[:2]
     assert torch.equal(val_t, randint(8, Purpose.TIMESTEP, batch["index"], 1000))
     assert not torch.equal(val_t, t)
@@ -188,7 +181,7 @@ def test_validation_does_not_depend_on_the_step(base: Path, tmp_path: Path) -> N
     assert_close(losses.found[2], losses.found[4], rtol=0, atol=0)
     assert abs(losses.found[2][0] - losses.found[2][1]) > 1e-4
     mean = torch.stack(losses.found[4]).mean()
-    assert_close(trainer.callback_metrics["val/loss"], mean)
+    assert_close(trainer.callback_metrics["val/loss"], mean, rtol=1e-4, atol=1e-5)
 
 
 def test_the_painting_is_measured_at_the_first_step(base: Path, tmp_path: Path) -> None:
@@ -200,11 +193,10 @@ def test_the_painting_is_measured_at_the_first_step(base: Path, tmp_path: Path) 
     segments = model.conditions(batch).segments
     expected = [std.item() for std in model.backbone.first_layer_std(x_0, segments)]
     trainer.fit(model, make_loader(4))
-    with (tmp_path / "logs" / "metrics.csv").open() as file:
-        first = next(csv.DictReader(file))
+    first = read_rows(tmp_path / "logs" / "metrics.csv")[0]
     assert first["step"] == "0"
     names = ("step_0/base_preactivation", "step_0/st_preactivation")
-    assert_close([float(first[name]) for name in names], expected)
+    assert_close([float(first[name]) for name in names], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_only_the_unet_receives_gradients(base: Path) -> None:

@@ -11,15 +11,7 @@ from spatext.modules.functional.st import st_map
 from spatext.modules.networks.clip import Clip, TextFeatures
 from spatext.modules.networks.priors import IdentityPrior
 from spatext.modules.spatext import LatentSpaText, check_embeddings
-from tiny import (
-    EMBED_DIM,
-    LR_SCHEDULER,
-    OPTIMIZER,
-    SIZE,
-    load_backbone,
-    load_spatext,
-    no_seeds,
-)
+from tiny import EMBED_DIM, LR_SCHEDULER, OPTIMIZER, SIZE, load_backbone, load_spatext, no_seeds
 from tiny_runs import make_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
@@ -37,7 +29,7 @@ def test_scenes_are_painted_with_the_prior_of_their_texts(base: Path) -> None:
         for k, text in enumerate(row):
             painted = model.prior(model.clip.encode_texts([text]), no_seeds(1))
             expected[i] += painted[0][:, None, None] * (ids[i] == k + 1)
-    assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(conditions.text, model.backbone.embed_text(["one", "two", ""]))
     assert conditions.segments.valid.tolist() == [[True, True], [True, True], [True, False]]
 
@@ -50,7 +42,7 @@ def test_what_is_painted_has_the_scale_of_the_run(base: Path) -> None:
         )
         for scale in ("raw", "unit")
     )
-    assert_close(unit.segments.embeds, normalize(raw.segments.embeds, dim=-1))
+    assert_close(unit.segments.embeds, normalize(raw.segments.embeds, dim=-1), rtol=1e-4, atol=1e-4)
     assert (raw.segments.embeds.norm() - 1).abs() > 0.1
 
 
@@ -89,8 +81,8 @@ def test_repeated_texts_are_asked_for_once(base: Path) -> None:
     prior, embeds = paint(base, texts, [1, 2, 3, 4], stochastic=False)
     expected = load_spatext(base).clip.embed_texts(["b", "a"])
     ((asked, _),) = prior.asked
-    assert_close(asked, expected)
-    assert_close(embeds[1].float(), 3 * expected.flip(0), rtol=1e-5, atol=1e-5)
+    assert_close(asked, expected, rtol=1e-4, atol=1e-4)
+    assert_close(embeds[1].float(), 3 * expected.flip(0), rtol=1e-4, atol=1e-4)
     assert torch.equal(embeds[2, 1], torch.zeros(EMBED_DIM, dtype=embeds.dtype))
 
 
@@ -104,7 +96,7 @@ def test_each_region_has_a_draw_of_its_own(base: Path) -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
     alone, embeds_alone = paint(base, texts[2:3], [8])
     assert alone.asked[0][1] == seeds[3:6]
-    assert_close(embeds_alone[0], embeds[2], atol=1e-5, rtol=1e-5)
+    assert_close(embeds_alone[0], embeds[2], rtol=1e-4, atol=1e-4)
 
 
 def test_a_draw_is_kept_until_the_prior_has_other_options(
@@ -120,7 +112,7 @@ def test_a_draw_is_kept_until_the_prior_has_other_options(
     assert model.prior.asked[1][1] == [5]
     # The text encoder rounds otherwise in another batch.
     again = model.draw(["a", "c"], torch.tensor([5, 5]))[0]
-    assert_close(again, first[0], atol=1e-5, rtol=1e-5)
+    assert_close(again, first[0], rtol=1e-4, atol=1e-4)
     assert model.prior.asked[2][1] == [5]
     model.prior.num_steps = 7
     model.draw(["a"], seeds[:1])

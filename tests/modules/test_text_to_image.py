@@ -39,7 +39,7 @@ def test_it_trains_the_base_unet_on_captions(base: Path) -> None:
     unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
     prediction = unet(x_t, t, model.backbone.embed_text(batch["caption"])).sample
     expected = (prediction - noise).square().mean()
-    assert_close(model.training_step(batch, 0), expected, rtol=1e-4, atol=1e-6)
+    assert_close(model.training_step(batch, 0), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_dropping_leaves_the_empty_prompt(base: Path) -> None:
@@ -49,7 +49,7 @@ def test_dropping_leaves_the_empty_prompt(base: Path) -> None:
     assert not null.segments.valid.any()
     assert not model.conditions(batch).segments.valid.any()
     expected = model.loss(batch, null.repeat(2), 2)
-    assert_close(model.training_step(batch, 0), expected, rtol=1e-5, atol=1e-6)
+    assert_close(model.training_step(batch, 0), expected, rtol=1e-4, atol=1e-5)
     assert abs(load(base).training_step(batch, 0) - expected) > 1e-3
 
 

@@ -49,6 +49,16 @@ def rescale_zero_terminal_snr(betas: Float64[Tensor, " t"]) -> Float64[Tensor, "
     return 1.0 - torch.cat([a[:1], a[1:] / a[:-1]])
 
 
+def check_terminal_snr(zero: bool, prediction_type: str) -> None:
+    """Raises ValueError where the last step would teach nothing: at a_T = 0 the noise is x_T itself
+    and x_0 cannot be told from it (Lin et al. 2024, sec. 3.3)."""
+    if zero and prediction_type == "epsilon":
+        raise ValueError(
+            "zero_terminal_snr: found true for a network that predicts epsilon, expected false, or "
+            "a network that predicts v_prediction or sample"
+        )
+
+
 def snr(alphas_cumprod_t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     """a_t / (1 - a_t); 0 at zero terminal SNR, inf at a_t = 1."""
     return alphas_cumprod_t / (1.0 - alphas_cumprod_t)

@@ -21,7 +21,8 @@ def loss_weight(
 
     min_snr is min(snr, gamma) on the x_0 error, carried over (Hang et al. 2023, "Efficient
     diffusion training via Min-SNR weighting strategy"): sample min(snr, gamma), epsilon
-    min(snr, gamma) / snr, v min(snr, gamma) / (snr + 1). At snr = 0 epsilon takes its limit 1.
+    min(snr, gamma) / snr, v min(snr, gamma) / (snr + 1). At snr = 0 epsilon takes its limit 1; the
+    others take 0, so that the last step of a schedule of zero terminal SNR has no weight.
     Raises ValueError for another weighting or prediction type.
     """
     check_prediction_type(prediction_type)

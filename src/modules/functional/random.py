@@ -4,6 +4,7 @@ Nothing is consumed, so a sample's numbers depend neither on the batch it sits i
 of processes, nor on how often a run was resumed.
 """
 
+from collections.abc import Sequence
 from enum import IntEnum
 from math import pi, prod
 
@@ -28,6 +29,7 @@ class Purpose(IntEnum):
     INITIAL_NOISE = 7
     REGION_SEED = 8
     CANDIDATE_SEED = 9
+    OFFSET_NOISE = 10
 
 
 def philox_4x32(
@@ -38,14 +40,8 @@ def philox_4x32(
     All words are uint32 values held in int64, so the bits are the same on every device. The key
     broadcasts against the counter.
     """
-    c_0, c_1, c_2, c_3 = counter.unbind(-1)
-    k_0, k_1 = key.unbind(-1)
-    for _ in range(num_rounds):
-        high_0, low_0 = _multiply(c_0, _MULTIPLIERS[0])
-        high_1, low_1 = _multiply(c_2, _MULTIPLIERS[1])
-        c_0, c_1, c_2, c_3 = high_1 ^ c_1 ^ k_0, low_1, high_0 ^ c_3 ^ k_1, low_0
-        k_0, k_1 = (k_0 + _WEYL[0]) & _MASK, (k_1 + _WEYL[1]) & _MASK
-    return torch.stack([c_0, c_1, c_2, c_3], dim=-1)
+    words = _rounds(counter.unbind(-1), key.unbind(-1), num_rounds)
+    return torch.stack(words, dim=-1)
 
 
 def uniform(
@@ -94,24 +90,30 @@ def _words(
     """uint32 words. Counter = (position // 4, purpose, index low, index high), key = seed."""
     length = prod(shape)
     num_blocks = -(-length // 4)
-    blocks = torch.arange(num_blocks, device=index.device).expand(len(index), -1)
-    low, high = (w[:, None].expand_as(blocks) for w in (index & _MASK, (index >> 32) & _MASK))
-    counter = torch.stack([blocks, torch.full_like(blocks, int(purpose)), low, high], dim=-1)
-    # `full` is filled on the device: `tensor` would copy from the host and wait.
-    halves = [torch.full((1, 1), w, device=index.device) for w in _split(seed)]
-    words = philox_4x32(counter, torch.stack(halves, dim=-1))
+    # Words that samples or blocks have in common stay one number, until the rounds mix them.
+    blocks = torch.arange(num_blocks, device=index.device)
+    low, high = ((index >> shift & _MASK)[:, None] for shift in (0, 32))
+    words = torch.stack(_rounds((blocks, int(purpose), low, high), _split(seed), 10), dim=-1)
     return words.flatten(1)[:, :length].reshape(len(index), *shape)
+
+
+def _rounds(
+    counter: Sequence[Tensor | int], key: Sequence[Tensor | int], num_rounds: int
+) -> list[Tensor]:
+    """The words of Philox; those of counter and key broadcast against each other.
+
+    Products of two words wrap around in int64: its 64 bits are those of the unsigned product. There
+    are 12 operations a round, because on a GPU their number is what a draw costs.
+    """
+    (c_0, c_1, c_2, c_3), (k_0, k_1) = counter, key
+    for _ in range(num_rounds):
+        p_0, p_1 = c_0 * _MULTIPLIERS[0], c_2 * _MULTIPLIERS[1]
+        c_0, c_1 = (p_1 >> 32 & _MASK) ^ (c_1 ^ k_0), p_1 & _MASK
+        c_2, c_3 = (p_0 >> 32 & _MASK) ^ (c_3 ^ k_1), p_0 & _MASK
+        k_0, k_1 = (k_0 + _WEYL[0]) & _MASK, (k_1 + _WEYL[1]) & _MASK
+    return list(torch.broadcast_tensors(c_0, c_1, c_2, c_3))
 
 
 def _split(seed: int) -> tuple[int, int]:
     """Low and high word of a 64-bit seed (negative seeds in two's complement)."""
     return seed & _MASK, (seed >> 32) & _MASK
-
-
-def _multiply(
-    x: Int64[Tensor, "*n"], factor: int
-) -> tuple[Int64[Tensor, "*n"], Int64[Tensor, "*n"]]:
-    """High and low word of a 32 x 32 -> 64 bit product; every term stays below 2^49."""
-    low = (x & 0xFFFF) * factor
-    middle = (x >> 16) * factor + (low >> 16)
-    return middle >> 16, ((middle & 0xFFFF) << 16) | (low & 0xFFFF)

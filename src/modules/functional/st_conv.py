@@ -33,6 +33,8 @@ def factorised_st_conv(
     padding: int | tuple[int, int] = 1,
     stride: int | tuple[int, int] = 1,
     resize: Resize = "majority",
+    *,
+    channels_last: bool = False,
 ) -> Float[Tensor, "b c_out h_out w_out"]:
     """`dense_st_conv` without ST, exact in value and gradient to float tolerance (our derivation).
 
@@ -41,6 +43,7 @@ def factorised_st_conv(
     FLOPs per sample for the slice of ST: 2 k kh kw c_out (d + h_out w_out). The channels of x and
     the masks go through one unfold and one product: on a CPU faster than a convolution of x plus a
     product, and than a convolution grouped over the batch, whose backward is slow.
+    `channels_last` is the memory format of what is returned, which the same product gives as well.
     """
     c_in = x.shape[1]
     masks = segment_masks(segments, (x.shape[2], x.shape[3]), resize, dtype=x.dtype)
@@ -51,8 +54,13 @@ def factorised_st_conv(
     of_x = weight_x.flatten(1).expand(len(x), -1, -1)
     of_masks = project_kernels(weight_st, masked_embeds(segments).to(x.dtype)).flatten(2)
     kernels = torch.cat([of_x, of_masks], dim=2)
+    size = _output_size(x, kernel, padding, stride)
+    if channels_last:
+        columns, kernels = columns.mT, kernels.mT
+        y = columns @ kernels if bias is None else torch.baddbmm(bias, columns, kernels)
+        return y.unflatten(1, size).permute(0, 3, 1, 2)
     y = kernels @ columns if bias is None else torch.baddbmm(bias[:, None], kernels, columns)
-    return y.unflatten(2, _output_size(x, kernel, padding, stride))
+    return y.unflatten(2, size)
 
 
 def project_kernels(

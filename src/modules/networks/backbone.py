@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, Real
 from torch import Tensor
@@ -10,6 +10,8 @@ from torch import Tensor
 from ..functional.conditions import Conditions
 from ..functional.diffusion import PredictionType
 from ..functional.st import Segments
+
+Kind = Literal["moments", "text"]  # of what a backbone's encoders give
 
 
 @runtime_checkable
@@ -37,6 +39,18 @@ class Backbone(Protocol):
         noise: Float[Tensor, "b c i j"] | None = None,
     ) -> Float[Tensor, "b c i j"]:
         """image -> x_0. `noise` draws from the posterior where there is one; None is its mean."""
+        ...
+
+    def draw(
+        self,
+        moments: Float[Tensor, "b 2 c i j"],
+        noise: Float[Tensor, "b c i j"] | None = None,
+    ) -> Float[Tensor, "b c i j"]:
+        """x_0 as `encode` draws it, of the mean and log-variance of the posterior."""
+        ...
+
+    def fingerprint(self, kind: Kind) -> dict[str, Any]:
+        """Digests of the weights that decide the moments or the text states."""
         ...
 
     def decode(self, x_0: Float[Tensor, "b c i j"]) -> Float[Tensor, "b 3 h w"]:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
+from .encodings import weights_digest
 from .frozen import Frozen, HoldsFrozen
 from .text_tower import encode_states
 
@@ -66,18 +67,26 @@ class Clip(HoldsFrozen):
     ("local-dir:/folder", None). `scale` is the scale of every embedding of a run: "raw" is what
     CLIP returns and what published priors work in, "unit" is L2-normalised. Which of the two the
     paper trained with is not known; raw is our choice. Training, prior and cached embeddings must
-    agree, so `fingerprint` goes into checkpoints.
+    agree, so `fingerprint` goes into checkpoints. `loaded` is a model and its tokenizer where these
+    are at hand already.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, pretrained: str | None = None, scale: Scale = "raw") -> None:
+    def __init__(
+        self,
+        name: str,
+        pretrained: str | None = None,
+        scale: Scale = "raw",
+        *,
+        loaded: tuple[Any, Any] | None = None,
+    ) -> None:
         super().__init__()
         if scale not in get_args(Scale):
             raise ValueError(f"clip.scale: found {scale!r}, expected one of {get_args(Scale)}")
         self.name, self.scale = name, scale
-        model, self.tokenizer = load_open_clip(name, pretrained)
+        model, self.tokenizer = loaded or load_open_clip(name, pretrained)
         preprocess = open_clip.get_model_preprocess_cfg(model)
         self.model = Frozen(model)
         size = preprocess["size"]
@@ -91,13 +100,26 @@ class Clip(HoldsFrozen):
         """What must agree between everything that meets these embeddings."""
         return {"clip": self.name, "scale": self.scale, "embed_dim": self.embed_dim}
 
+    @property
+    def encoder(self) -> dict[str, Any]:
+        """What decides the embedding of an image: scale, and digest of the weights."""
+        options = {
+            "image_size": self.image_size,
+            "mean": self.mean.flatten().tolist(),
+            "std": self.std.flatten().tolist(),
+        }
+        visual = weights_digest(self.model.net.visual.state_dict(), options)
+        return {"scale": self.scale, "embed_dim": self.embed_dim, "clip": visual}
+
     @torch.no_grad()
     def embed_images(
         self, pixels: UInt8[Tensor, "n 3 i j"] | Float[Tensor, "n 3 i j"]
     ) -> Float[Tensor, "n d"]:
         """uint8 pixels, or floats in [0, 1], already square; black stays black before mean/std."""
-        x = preprocess_pixels(pixels, self.image_size, self.mean, self.std)
-        return self.scaled(self.model.net.encode_image(x))
+        with torch.inference_mode():
+            x = preprocess_pixels(pixels, self.image_size, self.mean, self.std)
+            embeds = self.model.net.encode_image(x)
+        return self.scaled(embeds.clone())  # an ordinary tensor again
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
@@ -168,7 +190,12 @@ def load_open_clip(name: str, pretrained: str | None) -> tuple[Any, Any]:
     Raises ValueError for a wrong name and for a folder that lacks weights or tokenizer.
     """
     try:
-        model = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
+        model = open_clip.create_model(
+            name,
+            pretrained=pretrained,
+            require_pretrained=True,
+            force_quick_gelu=has_quick_gelu(name, pretrained),
+        )
         return model, open_clip.get_tokenizer(name)
     except (RuntimeError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0][:120]
@@ -176,3 +203,12 @@ def load_open_clip(name: str, pretrained: str | None) -> tuple[Any, Any]:
             f"clip.name={name!r} clip.pretrained={pretrained!r}: {reason}; expected an open_clip "
             "name and tag, 'hf-hub:org/model' or 'local-dir:/folder' with weights and tokenizer"
         ) from error
+
+
+def has_quick_gelu(name: str, pretrained: str | None) -> bool:
+    """Whether these weights were trained with QuickGELU, x sigmoid(1.702 x).
+
+    OpenAI's were. open_clip builds ("ViT-L-14", "openai") with the exact GELU and only warns.
+    """
+    known = open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained or "")
+    return bool(known.get("quick_gelu", False))

@@ -1,5 +1,6 @@
 """Networks that are used in training but are no part of the model that is trained."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -30,3 +31,33 @@ class HoldsFrozen(nn.Module):
             if isinstance(held, Frozen):
                 held.net._apply(fn)
         return super()._apply(fn, recurse)
+
+
+class PartlyTrained(HoldsFrozen):
+    """A module that trains only some of its parameters, all but those named in `untrained`.
+
+    These are in no `state_dict`, stay as they are when one is loaded, and are shared by copies, so
+    that checkpoints and weight averaging spend nothing on them.
+    """
+
+    untrained: frozenset[str] = frozenset()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        state, prefix = super().state_dict(*args, **kwargs), kwargs.get("prefix", "")
+        for name in self.untrained:
+            del state[prefix + name]
+        return state
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict |= {f"{prefix}{name}": p for name, p in self.shared().items()}
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PartlyTrained":
+        memo |= {id(p): p for p in self.shared().values()}
+        memo[id(self)] = new = self.__class__.__new__(self.__class__)
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return new
+
+    def shared(self) -> dict[str, nn.Parameter]:
+        own = dict(self.named_parameters()) if self.untrained else {}
+        return {name: own[name] for name in self.untrained}

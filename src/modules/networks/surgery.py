@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -63,22 +63,23 @@ class StConv2d(nn.Conv2d):
         if self._segments is None or self.st_channels == 0:
             weight = self.weight[:, : self.in_channels - self.st_channels]
             return nn.functional.conv2d(x, weight, self.bias, self.stride, self.padding)
-        conv = factorised_st_conv if self.evaluation == "factorised" else dense_st_conv
-        return conv(
-            x,
-            self._segments,
-            self.weight,
-            self.bias,
-            padding=self.padding,  # type: ignore[arg-type]
-            stride=self.stride,  # type: ignore[arg-type]
-            resize=self.resize,
-        )
+        options: dict[str, Any] = {
+            "padding": self.padding,
+            "stride": self.stride,
+            "resize": self.resize,
+        }
+        if self.evaluation == "dense":
+            return dense_st_conv(x, self._segments, self.weight, self.bias, **options)
+        # As a convolution of torch would, so that the layers behind it need not copy.
+        options["channels_last"] = self.weight.is_contiguous(memory_format=torch.channels_last)
+        return factorised_st_conv(x, self._segments, self.weight, self.bias, **options)
 
 
 def widen_conv(
     conv: nn.Conv2d,
     st_channels: int,
     *,
+    in_channels: int | None = None,
     new_weights: NewWeights = "he",
     evaluation: Evaluation = "factorised",
     resize: Resize = "majority",
@@ -86,13 +87,20 @@ def widen_conv(
     """`conv` with `st_channels` more inputs: old kernels and bias copied, the new slice drawn.
 
     "he" is the paper's choice (He et al. 2015, fan-in of the new slice, ReLU gain); with "zero"
-    the network's output equals the base model's for every ST.
+    the network's output equals the base model's for every ST. A `conv` that has as many more than
+    `in_channels` inputs already is copied whole. Raises ValueError for another number of them.
     """
     if new_weights not in get_args(NewWeights):
         raise ValueError(f"new_weights: found {new_weights!r}, expected {get_args(NewWeights)}")
+    in_channels = in_channels or conv.in_channels
+    if conv.in_channels not in (in_channels, in_channels + st_channels):
+        raise ValueError(
+            f"unet.conv_in: found {conv.in_channels} inputs, expected {in_channels}, or "
+            f"{in_channels + st_channels} as they are with a spatio-textual map"
+        )
     wide = StConv2d(
         st_channels,
-        conv.in_channels + st_channels,
+        in_channels + st_channels,
         conv.out_channels,
         conv.kernel_size,  # type: ignore[arg-type]
         stride=conv.stride,  # type: ignore[arg-type]
