@@ -1,50 +1,62 @@
-"""Samples a second from shards, against bare webdataset, tarfile and litdata.
+"""Samples a second from shards, against webdataset, litdata and tarfile.
 
     python benchmarks/loader.py
     python benchmarks/loader.py --shards data/train --num 800 --size 512 --repeats 5
+    python benchmarks/loader.py --workers 2
 
-Decoding: everybody reads the same JPEGs, decodes them by the same functions (at reduced scale where
-they are far larger than needed), takes the centre square, resizes it and makes float batches, in
-one process. "webdataset" does no more than that: it is the limit. "ours, stored segments" also
-reads id maps, chooses segments and cuts their crops, which the others do not.
-Reading: the bytes of all members of all samples; ours in shuffled order, tarfile as it streams.
+Decoding: everybody reads the same JPEGs, in batches, to float32 images of one size. Two limits,
+which only decode, take the centre square and resize: webdataset with Pillow's resize, as pipelines
+are commonly written, and webdataset with the calls that ours makes. litdata makes these calls, too.
+"stored segments" also reads id maps, chooses segments and cuts about two crops of CLIP's size to an
+image; "left to the device" does all of it but the cutting, which is a GPU's; "in memory" is the
+same work on bytes that are there, without reading or loader. Ours are batches as a training step
+gets them.
+Reading: the bytes of all members of all samples, in this process; ours in shuffled order, tarfile
+and webdataset as they stream.
 
-Processor time, median over rounds in which all take turns, after a warm-up; a ratio is the median
-of those of the rounds. Indexes and data sets are open before the clock starts. The files are in the
-system's cache. mosaicml-streaming is left out: it cannot be installed beside transformers 5.
+Processor time of this process and of the workers, median over rounds in which all take turns, after
+a warm-up; a ratio is the median of those of the rounds. Indexes and data sets are open before the
+clock starts. The files are in the system's cache. mosaicml-streaming is left out: it cannot be
+installed beside transformers 5.
 """
 
-import io
-import json
+import resource
 import statistics
-import tarfile
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import litdata
-import numpy as np
+import pytorch_lightning as pl
 import torch
-import webdataset as wds
-from PIL import Image
+from loader_rivals import (
+    LitPhotos,
+    OurDecode,
+    PillowDecode,
+    drawn_photos,
+    given_photos,
+    read_tarfile,
+    read_webdataset,
+    run_litdata,
+    run_webdataset,
+    write_litdata,
+    write_shards,
+)
 from report import make_parser, parse, report
 from rich.progress import track
-from torch.utils.data import DataLoader, default_collate
 
-from spatext.datamodules import images
+from spatext.datamodules.collation import collate
 from spatext.datamodules.index_opening import open_index
-from spatext.datamodules.locations import expand_shards
+from spatext.datamodules.locations import Shard, expand_shards
 from spatext.datamodules.order import Order
 from spatext.datamodules.panoptic import PanopticDataModule
+from spatext.datamodules.samples import SegmentDataset
 from spatext.datamodules.shard_index import ShardIndex
+from spatext.datamodules.shards import RawSample
 
-PER_SHARD = 100
-MAX_PIXELS = 64_000_000
-LIMIT, STREAMED = "decode: webdataset (the limit)", "read: tarfile, streaming"
-LITDATA = "decode: litdata"
+PILLOW, LIMIT = "decode: webdataset, Pillow", "decode: webdataset, our calls"
+LITDATA, TARFILE = "decode: litdata, our calls", "read: tarfile, streaming"
 CROP_SIZE = 224
 PASSES = 10
 
@@ -53,100 +65,33 @@ PASSES = 10
 class Row:
     name: str
     samples_per_s: float
-    against: str
-    ratio: float | None
+    of_pillow: float | None = None
+    of_limit: float | None = None
+    of_litdata: float | None = None
+    of_tarfile: float | None = None
 
 
-def drawn_photos(num: int) -> Iterator[bytes]:
-    """JPEGs of 480 x 640 with the detail, hence the bytes, of small photographs."""
-    rng = np.random.default_rng(0)
-    for _ in range(num):
-        coarse = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
-        pixels = np.asarray(Image.fromarray(coarse).resize((640, 480))).astype(np.int16)
-        pixels = pixels + rng.integers(-12, 12, pixels.shape)
-        file = io.BytesIO()
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=85)
-        yield file.getvalue()
+class Held(NamedTuple):
+    """A record whose bytes are in memory."""
 
+    shard: Shard
+    raw: RawSample
 
-def given_photos(shards: str, num: int) -> Iterator[bytes]:
-    with tempfile.TemporaryDirectory() as folder:
-        index = open_index(expand_shards(shards), folder)
-        for i in range(min(num, len(index))):
-            members = index.read(i).members
-            yield next(members[s] for s in ("jpg", "jpeg") if s in members)
+    @property
+    def name(self) -> str:
+        return self.raw.name
 
-
-def write_shards(folder: Path, photos: Iterator[bytes]) -> int:
-    """Each with a caption and a map of four segments."""
-    folder.mkdir()
-    ids = np.kron(np.array([[1, 2], [3, 4]], dtype=np.uint8), np.ones((64, 64), dtype=np.uint8))
-    info = json.dumps({"segments": [{"id": i, "label": "part"} for i in range(1, 5)]}).encode()
-    num = 0
-    with wds.ShardWriter(str(folder / "%05d.tar"), maxcount=PER_SHARD, verbose=0, encoder=False,
-                         mtime=0) as writer:  # fmt: skip
-        for num, data in enumerate(photos, 1):
-            h, w = (lambda image: (image.height, image.width))(Image.open(io.BytesIO(data)))
-            file = io.BytesIO()
-            Image.fromarray(images.resize_ids(ids.astype(np.int32), (h, w)).astype(np.uint8)).save(
-                file, "PNG"
-            )
-            sample = {
-                "jpg": data,
-                "txt": b"a caption",
-                "json": info,
-                "panoptic.png": file.getvalue(),
-            }
-            writer.write({"__key__": f"{num:09d}", **sample})
-    return num
-
-
-def write_litdata(folder: Path, photos: list[bytes]) -> None:
-    cache = litdata.streaming.Cache(str(folder), chunk_bytes="32MB")
-    for i, data in enumerate(photos):
-        cache[i] = {"jpg": data, "txt": "a caption"}
-    cache.done()
-    cache.merge(1)
-
-
-class Decode:
-    """JPEG -> float32 [3, s, s], as the datamodule does it."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __call__(self, data: bytes) -> torch.Tensor:
-        image = images.decode_image(data, MAX_PIXELS, self.size)
-        rng = np.random.default_rng(0)
-        window = images.draw_window((image.height, image.width), rng, random_crop=False, flip=False)
-        pixels = images.resize_pixels(images.cut(np.asarray(image), window), self.size)
-        tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-        return tensor.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
-
-
-class LitPhotos(litdata.StreamingDataset):
-    def __init__(self, folder: Path, decode: Decode) -> None:
-        super().__init__(str(folder), shuffle=True)
-        self.decode = decode
-
-    def __getitem__(self, index: Any) -> tuple[torch.Tensor, str]:
-        sample = super().__getitem__(index)
-        return self.decode(sample["jpg"]), sample["txt"]
-
-
-def run_webdataset(folder: Path, decode: Decode, batch_size: int) -> int:
-    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
-    data = (
-        wds.WebDataset(urls, shardshuffle=False)
-        .to_tuple("jpg", "txt")
-        .map_tuple(decode, bytes.decode)
-        .batched(batch_size, collation_fn=default_collate, partial=False)
-    )
-    return sum(len(batch[0]) for batch in data)
+    def read(self) -> RawSample:
+        return self.raw
 
 
 def open_ours(
-    folder: Path, size: int, batch_size: int, segmenter: str | None
+    folder: Path,
+    size: int,
+    batch_size: int,
+    workers: int,
+    segmenter: str | None,
+    crops: str = "workers",
 ) -> PanopticDataModule:
     """Without segments the image alone is wanted: crops of a quarter do not ask for more of it."""
     datamodule = PanopticDataModule(
@@ -155,18 +100,35 @@ def open_ours(
         crop_size=size // 4 if segmenter is None else CROP_SIZE,
         segmenter=segmenter,
         batch_size=batch_size,
+        num_workers=workers,
+        crops=crops,
     )
+    datamodule.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     datamodule.setup("fit")
     return datamodule
 
 
 def run_ours(datamodule: PanopticDataModule) -> int:
-    return sum(len(batch["image"]) for batch in datamodule.train_dataloader())
+    """Batches as a training step gets them; where crops are left to the device, as it does."""
+    num = 0
+    for batch in datamodule.train_dataloader():
+        if datamodule.crops == "workers":
+            batch = datamodule.on_after_batch_transfer(batch, 0)
+            assert batch["image"].dtype == torch.float32
+        num += len(batch["image"])
+    return num
 
 
-def run_litdata(photos: LitPhotos, batch_size: int) -> int:
-    loader = DataLoader[Any](photos, batch_size, drop_last=True)
-    return sum(len(batch[0]) for batch in loader)
+def hold(index: ShardIndex, size: int) -> SegmentDataset:
+    records = [Held(sample.shard, sample.read()) for sample in index]
+    return SegmentDataset(records, image_size=size, crop_size=CROP_SIZE, segmenter="stored")
+
+
+def run_held(dataset: SegmentDataset, batch_size: int) -> int:
+    num = len(dataset) // batch_size * batch_size
+    for first in range(0, num, batch_size):
+        collate([dataset[i, i] for i in range(first, first + batch_size)])
+    return num
 
 
 def read_ours(index: ShardIndex) -> int:
@@ -174,21 +136,10 @@ def read_ours(index: ShardIndex) -> int:
     return sum(bool(index.read(i).members) for i in ids.tolist())
 
 
-def read_tarfile(folder: Path) -> int:
-    keys = set()
-    for path in sorted(folder.glob("*.tar")):
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|") as tar:
-            for member in tar:
-                stream = tar.extractfile(member)
-                assert stream is not None
-                stream.read()
-                keys.add(member.name.partition(".")[0])
-    return len(keys)
-
-
-def read_webdataset(folder: Path) -> int:
-    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
-    return sum(1 for _ in wds.WebDataset(urls, shardshuffle=False))
+def processor_time() -> float:
+    """Of this process and of those that it has started and that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def measure(calls: dict[str, Callable[[], int]], repeats: int) -> dict[str, list[float]]:
@@ -197,12 +148,30 @@ def measure(calls: dict[str, Callable[[], int]], repeats: int) -> dict[str, list
     for number in track(range(repeats + 1), description="rounds"):
         for name, call in calls.items():
             passes = PASSES if name.startswith("read") else 1
-            start = time.process_time()
+            start = processor_time()
             num = sum(call() for _ in range(passes))
-            seconds = time.process_time() - start
+            seconds = processor_time() - start
             if number:  # the first one warms up
                 found[name].append(num / seconds)
     return found
+
+
+def tabulate(found: dict[str, list[float]]) -> list[Row]:
+    def ratio(name: str, base: str) -> float | None:
+        if name.partition(":")[0] != base.partition(":")[0]:
+            return None
+        pairs = zip(found[name], found[base], strict=True)
+        return statistics.median(one / other for one, other in pairs)
+
+    bases = {"of_pillow": PILLOW, "of_limit": LIMIT, "of_litdata": LITDATA, "of_tarfile": TARFILE}
+    return [
+        Row(name, statistics.median(values), **{key: ratio(name, b) for key, b in bases.items()})
+        for name, values in found.items()
+    ]
+
+
+def shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def main() -> None:
@@ -211,45 +180,44 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=400, help="samples")
     parser.add_argument("--size", type=int, default=256, help="side of the training image")
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode")
     args = parse(parser, ("num", "size", "batch"))
+    photos = list(given_photos(args.shards, args.num) if args.shards else drawn_photos(args.num))
+    size, batch, workers = args.size, args.batch, args.workers
     with tempfile.TemporaryDirectory() as name:
         folder, other = Path(name) / "shards", Path(name) / "litdata"
-        photos = list(
-            given_photos(args.shards, args.num) if args.shards else drawn_photos(args.num)
-        )
-        write_shards(folder, iter(photos))
+        write_shards(folder, photos)
         write_litdata(other, photos)
-        decode, batch = Decode(args.size), args.batch
         index = open_index(expand_shards(folder))
-        alone, stored = (open_ours(folder, args.size, batch, kind) for kind in (None, "stored"))
-        lit = LitPhotos(other, decode)
+        common = (folder, size, batch, workers)
+        alone, stored = (open_ours(*common, kind) for kind in (None, "stored"))
+        uncut = open_ours(*common, "stored", "device")
+        ours, pillow = OurDecode(size), PillowDecode(size)
+        lit, held = LitPhotos(other, ours), hold(index, size)
         calls: dict[str, Callable[[], int]] = {
-            LIMIT: lambda: run_webdataset(folder, decode, batch),
+            PILLOW: lambda: run_webdataset(folder, pillow, batch, workers),
+            LIMIT: lambda: run_webdataset(folder, ours, batch, workers),
+            LITDATA: lambda: run_litdata(lit, batch, workers),
             "decode: ours, image alone": lambda: run_ours(alone),
-            LITDATA: lambda: run_litdata(lit, batch),
             "decode: ours, stored segments": lambda: run_ours(stored),
-            STREAMED: lambda: read_tarfile(folder),
+            "decode: ours, crops left to the device": lambda: run_ours(uncut),
+            "decode: stored segments, in memory": lambda: run_held(held, batch),
+            TARFILE: lambda: read_tarfile(folder),
             "read: webdataset, streaming": lambda: read_webdataset(folder),
             "read: ours, shuffled": lambda: read_ours(index),
         }
-        found = measure(calls, args.repeats)
-    rows = []
-    for call, values in found.items():
-        base = LIMIT if call.startswith("decode") else STREAMED
-        ratios = [one / other for one, other in zip(values, found[base], strict=True)]
-        rows.append(Row(call, statistics.median(values), base, statistics.median(ratios)))
-        if call == "decode: ours, image alone":
-            ratios = [one / other for one, other in zip(values, found[LITDATA], strict=True)]
-            rows.append(Row(call, statistics.median(values), LITDATA, statistics.median(ratios)))
+        rows = tabulate(measure(calls, args.repeats))
     columns: dict[str, Callable[[Row], str]] = {
         "": lambda row: row.name,
         "samples/s": lambda row: f"{row.samples_per_s:.0f}",
-        "against": lambda row: row.against,
-        "ratio": lambda row: f"{row.ratio:.2f}",
+        "of Pillow": lambda row: shown(row.of_pillow),
+        "of our calls": lambda row: shown(row.of_limit),
+        "of litdata": lambda row: shown(row.of_litdata),
+        "of tarfile": lambda row: shown(row.of_tarfile),
     }
     kilobytes = sum(map(len, photos)) / len(photos) / 1000
-    title = f"{len(photos)} JPEGs of {kilobytes:.0f} kB to {args.size} x {args.size}"
-    report(rows, columns, title, args, left=("", "against"))
+    title = f"{len(photos)} JPEGs of {kilobytes:.0f} kB to {size} x {size}, {workers} workers"
+    report(rows, columns, title, args)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import time
 from functools import partial
@@ -23,10 +24,17 @@ from tiny_runs import Samples, TinyData, TinyModule, collate
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
 
-def with_bad(samples: list[dict[str, Any]], hang_at: int | None = None) -> dict[str, Any]:
-    """Sleeps for good once a sample of that place in the stream is among them."""
-    if hang_at is not None and max(int(sample["index"]) for sample in samples) >= hang_at:
+def with_bad(
+    samples: list[dict[str, Any]], hang_at: int | None = None, die_at: int | None = None
+) -> dict[str, Any]:
+    """Once a sample of that place in the stream is among them, sleeps for good or dies, once."""
+    last = max(int(sample["index"]) for sample in samples)
+    if hang_at is not None and last >= hang_at:
         time.sleep(3600)
+    if die_at is not None and last >= die_at and not (died := Path("died")).exists():
+        died.touch()
+        time.sleep(3)  # so that its rank waits, and what was sent before is out
+        os.kill(os.getpid(), signal.SIGKILL)
     return collate(samples) | {"bad": []}
 
 
@@ -39,10 +47,11 @@ class SharedData(TinyData):
         num_workers: int = 0,
         setup_seconds: float = 0.0,
         hang_at: int | None = None,
+        die_at: int | None = None,
     ) -> None:
         super().__init__(num_val)
         self.num_workers, self.setup_seconds = num_workers, setup_seconds
-        self.hang_at = hang_at
+        self.hang_at, self.die_at = hang_at, die_at
 
     def setup(self, stage: str) -> None:
         Path("setting-up").touch()
@@ -57,7 +66,7 @@ class SharedData(TinyData):
             batch_sampler=sampler,
             num_workers=self.num_workers,
             worker_init_fn=outlive_signals,
-            collate_fn=partial(with_bad, hang_at=self.hang_at),
+            collate_fn=partial(with_bad, hang_at=self.hang_at, die_at=self.die_at),
         )
         if self.restored:
             self.loader.load_state_dict(self.restored)

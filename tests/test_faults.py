@@ -121,6 +121,16 @@ def test_a_rank_that_stands_still_ends_the_run(tmp_path: Path) -> None:
     assert "nothing has happened for" in job.log.read_text()
 
 
+def test_a_worker_that_is_killed_is_replaced(tmp_path: Path, whole: Path) -> None:
+    """Its rank waits for the batch of the third step, and the other for its gradients."""
+    data = ("+datamodule.num_workers=1", "+datamodule.die_at=10")
+    with Job(tmp_path, command(tmp_path, *DDP, *data, "callbacks.slow.seconds=0.0")) as job:
+        assert job.wait() == 0, job.log.read_text()
+        assert job.is_over()
+    assert "the loader starts its workers again" in (tmp_path / "train-rank-1.log").read_text()
+    assert_as_if_never(tmp_path, whole)
+
+
 def test_a_loader_that_hangs_ends_the_run(tmp_path: Path) -> None:
     line = command(
         tmp_path,

@@ -1,9 +1,10 @@
-"""spatext-index: build, verify and describe the index of tar shards.
+"""spatext-index: build, verify and describe the index of tar shards, find near duplicates.
 
     spatext-index build data/train --jobs 8
     spatext-index build 's3://bucket/laion/{00000..03499}.tar' --index indexes --checksums --jobs 32
     spatext-index verify data/train --jobs 8
     spatext-index show data/train
+    spatext-index duplicates data/train --out data/near.jsonl      near-duplicate images, as a list
 
 The index lies beside the shards (in .spatext-index), where training finds it, or with --index in
 that folder, which is datamodule.index. Building again reads only shards that have changed. A shard
@@ -23,6 +24,7 @@ from spatext.datamodules.index_places import index_places, locked
 from spatext.datamodules.locations import Shard, expand_shards
 from spatext.datamodules.shard_index import ShardIndex
 from spatext.datamodules.shard_records import Fault
+from spatext.tools import duplicates
 from spatext.tools.console import one_line_errors
 
 MAX_ROWS = 100  # of the table of faults
@@ -102,6 +104,7 @@ def parser() -> argparse.ArgumentParser:
         "build": "scan the shards and write their index",
         "verify": "scan them again and compare",
         "show": "what the index says",
+        "duplicates": "list near-duplicate images: datamodule.skip leaves them out",
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text)
@@ -112,6 +115,9 @@ def parser() -> argparse.ArgumentParser:
     building = commands.choices["build"]
     building.add_argument("--checksums", action="store_true", help="read every byte for a sha256")
     building.add_argument("--allow-damaged", action="store_true", help="index what is whole")
+    finding = commands.choices["duplicates"]
+    finding.description, finding.formatter_class = duplicates.__doc__, options.formatter_class
+    duplicates.add_arguments(finding)
     return options
 
 
@@ -120,7 +126,9 @@ def main(arguments: list[str] | None = None) -> None:
     with one_line_errors():
         if getattr(given, "jobs", 1) < 1:
             raise ValueError(f"--jobs: found {given.jobs}, expected 1 or more")
-        status = {"build": build, "verify": verify, "show": show}[given.command](given)
+        commands = {"build": build, "verify": verify, "show": show}
+        commands["duplicates"] = duplicates.find_duplicates
+        status = commands[given.command](given)
     sys.exit(status)
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
+from torch.utils.data._utils import signal_handling
 
+from ..datamodules.loaders import TrainingLoader
 from .agreement import Agreement
 from .checkpoints import NotSaved
 from .saving import save_now
@@ -40,8 +42,9 @@ class Preemption(Checkpoint):
     SIGTERM: not to be requeued.)
 
     A worker of the loader that dies is handled in the same way: its error is raised once the step
-    under way is over and saved. Where only this process trains, other errors that come between two
-    steps, from data or a validation, are saved before too. A step that was begun never is.
+    under way is over and saved; a `TrainingLoader` gets over the first few. Where only this process
+    trains, other errors that come between two steps, from data or a validation, are saved before
+    too. A step that was begun never is.
 
     It is a Checkpoint to Lightning, so its hooks run after those of callbacks with state.
     """
@@ -72,6 +75,7 @@ class Preemption(Checkpoint):
         self.pid = os.getpid()
         self.request = Request.NOTHING
         self.error: RuntimeError | None = None
+        self.loader: Any = None
         self.step = -1  # the last optimizer step that is over
         self.between = False  # no step is under way
 
@@ -89,7 +93,8 @@ class Preemption(Checkpoint):
         try:
             previous(number, frame)
         except RuntimeError as error:
-            self.error, self.request = error, max(self.request, Request.WORKER)
+            if not (isinstance(self.loader, TrainingLoader) and self.loader.recovers):
+                self.error, self.request = error, max(self.request, Request.WORKER)
 
     def install(self) -> None:
         for number in self.requests:
@@ -106,7 +111,9 @@ class Preemption(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.install()  # over Lightning's, which come in between
-        self.handlers.install(signal.SIGCHLD, self.note_worker)  # over torch's: workers run by now
+        self.loader = trainer.train_dataloader
+        signal_handling._set_SIGCHLD_handler()  # or the first workers to start put it over ours
+        self.handlers.install(signal.SIGCHLD, self.note_worker)
         self.step = trainer.global_step
         came = [self.requests[number] for number in early if number in self.requests]
         self.request = max([self.request, *came])

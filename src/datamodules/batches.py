@@ -51,8 +51,9 @@ class StreamSampler(Sampler[Any]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues with the batch after the saved ones; ValueError for another stream's state."""
-        for name, here in self.facts.items():
-            if here != (saved := state.get(name)):
+        for name in dict.fromkeys([*self.facts, *state]):
+            here, saved = self.facts.get(name), state.get(name)
+            if name not in PLACE and here != saved:
                 hint = HINTS.get(name, "")
                 raise ValueError(
                     f"cannot resume the data: {name} was {saved} in the checkpoint, is {here}{hint}"
@@ -60,15 +61,17 @@ class StreamSampler(Sampler[Any]):
         self.num_handed_out = state["global_samples"] // self.global_batch_size
 
 
+PLACE = ("epoch", "global_samples")  # in the stream, which the rest of a state names
 HINTS = {
-    "index_sha256": ": datamodule.shards are others, or were written again since",
+    "index_sha256": ": datamodule.shards or skip are others, or were written again since",
     "order_version": ": another version of this package ordered the data",
     "global_batch_size": ": it is datamodule.batch_size x processes",
 }
 
 
 class GlobalBatchSampler(StreamSampler):
-    """Lists of (stream_index, sample_id) of one rank.
+    """Lists of (stream_index, sample_id) of one rank, which takes the rank-th contiguous part of
+    each global batch.
 
     An epoch covers each sample once but for the last GB - 1 at most, others in each epoch.
     `shard_sizes`, `window_shards`: see `Order`. `index_sha256` identifies the data.
@@ -112,14 +115,18 @@ class GlobalBatchSampler(StreamSampler):
         return self.order.num_samples // self.global_batch_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        start = self.num_handed_out
         part = self.global_batch_size // self.world_size
-        for batch in range(start, start + len(self)):
-            epoch, place = divmod(batch, len(self))
-            first = place * self.global_batch_size + self.rank * part
-            stream = batch * self.global_batch_size + self.rank * part
-            ids = self.order.samples(epoch, first, first + part).tolist()
+        first = self.rank * part
+        for batch in range(self.num_handed_out, self.num_handed_out + len(self)):
+            stream = batch * self.global_batch_size + first
+            ids = self.rows(batch, first, first + part).tolist()
             yield list(zip(range(stream, stream + part), ids, strict=True))
+
+    def rows(self, batch: int, start: int, stop: int) -> Int64[np.ndarray, " b"]:
+        """Sample ids of the places [start, stop) of a global batch."""
+        epoch, number = divmod(batch, len(self))
+        first = number * self.global_batch_size
+        return self.order.samples(epoch, first + start, first + stop)
 
     def replacement(self, stream_index: int, attempt: int) -> int:
         batch, place = divmod(stream_index, self.global_batch_size)

@@ -4,7 +4,7 @@ import json
 import unicodedata
 from typing import Any
 
-from .shards import BadSample
+from .shard_records import ANNOTATION, BadSample
 
 MAX_BYTES = 8192
 
@@ -19,12 +19,18 @@ def clean_text(data: bytes | str) -> str:
 
 
 def read_meta(members: dict[str, bytes]) -> dict[str, Any]:
-    """The `.json` member as a dict; empty where there is none or it is no valid JSON object."""
+    """The `.json` member as a dict; empty where there is none or it is no valid JSON object.
+
+    What a sidecar says of the sample comes before it."""
+    return _object(members.get("json", b"{}")) | _object(members.get(ANNOTATION, b"{}"))
+
+
+def _object(data: bytes) -> dict[str, Any]:
     try:
-        meta = json.loads(members.get("json", b"{}"))
+        document = json.loads(data)
     except (ValueError, RecursionError):
         return {}
-    return meta if isinstance(meta, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
 def read_caption(members: dict[str, bytes], meta: dict[str, Any]) -> str:

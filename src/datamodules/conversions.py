@@ -34,7 +34,8 @@ def scene_from_segments(
         raise ValueError(f"min_area: found {min_area}, expected a share of the image in 0..1")
     height, width = ids.shape
     side = min(height, width)
-    square = cut(ids, Window((height - side) // 2, (width - side) // 2, side, flip=False))
+    window = Window((height - side) // 2, (width - side) // 2, side, side, flip=False)
+    square = cut(ids, window)
     square = resize_ids(square, (size, size))
     areas = segment_areas(square)
     largest = sorted(areas, key=lambda i: (-areas[i], i))

@@ -7,7 +7,8 @@ image the paper is silent; that part is black as well (our choice).
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image
+
+from .images import resize_planes, words
 
 
 def square_box(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int]:
@@ -23,20 +24,19 @@ def square_box(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int]:
     return int(rows[0]) + (height - side) // 2, int(cols[0]) + (width - side) // 2, side
 
 
-def crop_segment(
-    pixels: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], crop_size: int
-) -> UInt8[np.ndarray, "s s 3"]:
-    """Black-out at the image's resolution, then one antialiased bicubic resize."""
+def crop_planes(
+    pixels: UInt8[np.ndarray, "h w c"], mask: Bool[np.ndarray, "h w"], crop_size: int
+) -> UInt8[np.ndarray, "3 s s"]:
+    """Black-out at the image's resolution, then one antialiased bicubic resize. `pixels` are RGB
+    or, faster, `images.rgbx`."""
     top, left, side = square_box(mask)
     y0, x0 = max(top, 0), max(left, 0)
     y1, x1 = min(top + side, mask.shape[0]), min(left + side, mask.shape[1])
-    square = np.zeros((side, side, 3), dtype=np.uint8)
-    np.multiply(
-        pixels[y0:y1, x0:x1],
-        mask[y0:y1, x0:x1, None],
-        out=square[y0 - top : y1 - top, x0 - left : x1 - left],
-    )
-    if side == crop_size:
-        return square
-    crop = Image.fromarray(square).resize((crop_size, crop_size), Image.Resampling.BICUBIC)
-    return np.asarray(crop)
+    square = np.zeros((side, side, pixels.shape[2]), dtype=np.uint8)
+    target = square[y0 - top : y1 - top, x0 - left : x1 - left]
+    source, inside = pixels[y0:y1, x0:x1], mask[y0:y1, x0:x1]
+    if pixels.shape[2] == 4:
+        np.multiply(words(source), inside, out=words(target))
+    else:
+        np.multiply(source, inside[..., None], out=target)
+    return resize_planes(square, crop_size)

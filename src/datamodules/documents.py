@@ -50,6 +50,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """By way of a temporary name."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def check_suffix(path: Path) -> None:
     if path.suffix not in SUFFIXES:
         raise ValueError(f"expected one of {', '.join(SUFFIXES)}, found suffix {path.suffix!r}")

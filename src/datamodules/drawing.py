@@ -6,15 +6,15 @@ Pixels are uint8 RGB [h, w, 3]; ids as everywhere, 0 = nothing, k = k-th region.
 import colorsys
 import math
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from .documents import atomic_path
+from .lettering import font_of, line_height, wrap, write
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 Colour = tuple[int, int, int]
@@ -32,7 +32,6 @@ PALETTE: tuple[Colour, ...] = (
     (140, 86, 75),
     (127, 127, 127),
 )
-INK: Colour = (32, 32, 32)
 PAPER: Colour = (255, 255, 255)
 MIN_SIDE = 256  # below this side the texts in the picture cannot be read
 
@@ -77,7 +76,7 @@ def overlay(
     _write_labels(picture, ids, texts, scale)
     if not legend:
         return np.asarray(picture).copy()
-    strip = _legend(picture.width, prompt, texts)
+    strip = legend_strip(picture.width, prompt, texts)
     return np.concatenate([np.asarray(picture), strip])
 
 
@@ -94,14 +93,14 @@ def grid(
     widths = [max(row[j].shape[1] for row in rows if j < len(row)) for j in range(columns)]
     heights = [max((cell.shape[0] for cell in row), default=0) for row in rows]
     size = max(11, min(widths) // 20)
-    titles = [_wrap(text, size, width) for text, width in zip(labels or (), widths, strict=False)]
-    head = max(map(len, titles), default=0) * _line_height(size) + (pad if labels else 0)
+    titles = [wrap(text, size, width) for text, width in zip(labels or (), widths, strict=False)]
+    head = max(map(len, titles), default=0) * line_height(size) + (pad if labels else 0)
     left = [pad + sum(widths[:j]) + pad * j for j in range(columns)]
     total = head + pad + sum(heights) + pad * len(rows), left[-1] + widths[-1] + pad
     canvas = Image.new("RGB", total[::-1], background)
     draw = ImageDraw.Draw(canvas)
     for x, lines in zip(left, titles, strict=False):
-        _write(draw, (x, pad), lines, size)
+        write(draw, (x, pad), lines, size)
     top = head + pad
     for row, height in zip(rows, heights, strict=True):
         for x, cell in zip(left, row, strict=False):
@@ -160,17 +159,17 @@ def _write_labels(
         if not text.strip() or not mask.any():
             continue
         extent = int(np.ptp(np.flatnonzero(mask.any(axis=0)))) * scale
-        lines = _wrap(text, size, min(picture.width - 12, max(extent, picture.width // 3)))
+        lines = wrap(text, size, min(picture.width - 12, max(extent, picture.width // 3)))
         lines = [*lines[:2], lines[2] + " ..."] if len(lines) > 3 else lines
-        width = math.ceil(max(_font(size).getlength(line) for line in lines)) + 8
-        height = len(lines) * _line_height(size) + 4
+        width = math.ceil(max(font_of(size).getlength(line) for line in lines)) + 8
+        height = len(lines) * line_height(size) + 4
         row, column = _deepest(mask)
         x = round(min(max((column + 0.5) * scale - width / 2, 2), picture.width - width - 2))
         others = [(top, low) for left, top, right, low in taken if left <= x + width and x <= right]
         y = _free((row + 0.5) * scale - height / 2, height, picture.height, others)
         taken.append((x, y, x + width, y + height))
         draw.rounded_rectangle(taken[-1], 4, (*PAPER, 215), (*colour(k), 255))
-        _write(draw, (x + 4, y + 1), lines, size)
+        write(draw, (x + 4, y + 1), lines, size)
 
 
 def _free(wanted: float, height: int, limit: int, others: list[tuple[int, int]]) -> int:
@@ -199,16 +198,21 @@ def _deepest(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int]:
     return int(places[nearest][0]) * step, int(places[nearest][1]) * step
 
 
-def _legend(width: int, prompt: str, texts: Sequence[str]) -> Pixels:
-    size, pad = max(12, width // 22), 6
-    line, swatch = _line_height(size), size - 2
+def legend_strip(
+    width: int, prompt: str, texts: Sequence[str], *, size: int | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The prompt, then each text beside the colour of its region; empty ones are left out.
+
+    `size` of the letters; None: by the width."""
+    size, pad = size or max(12, width // 22), 6
+    line, swatch = line_height(size), size - 2
     indent = pad + swatch + 6
     entries: list[tuple[int, list[str]]] = []
     if prompt.strip():
-        entries.append((0, _wrap(prompt, size, width - 2 * pad)))
+        entries.append((0, wrap(prompt, size, width - 2 * pad)))
     for k, text in enumerate(texts, start=1):
         if text.strip():
-            entries.append((k, _wrap(text, size, width - indent - pad)))
+            entries.append((k, wrap(text, size, width - indent - pad)))
     height = sum(len(lines) * line + 3 for _, lines in entries) + 2 * pad
     strip = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(strip)
@@ -217,37 +221,6 @@ def _legend(width: int, prompt: str, texts: Sequence[str]) -> Pixels:
         if k:
             place = (pad, y + 2, pad + swatch, y + 2 + swatch)
             draw.rectangle(place, colour(k))
-        _write(draw, (indent if k else pad, y), lines, size)
+        write(draw, (indent if k else pad, y), lines, size)
         y += len(lines) * line + 3
     return np.asarray(strip)
-
-
-def _wrap(text: str, size: int, width: int) -> list[str]:
-    """Lines of at most `width` pixels; a word that is wider alone is cut."""
-    font = _font(size)
-    lines: list[str] = []
-    for word in text.split():
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
-            lines[-1] += f" {word}"
-            continue
-        lines.append("")
-        for letter in word:
-            if lines[-1] and font.getlength(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
-    return lines
-
-
-def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], lines: list[str], size: int) -> None:
-    for i, line in enumerate(lines):
-        draw.text((place[0], place[1] + i * _line_height(size)), line, INK, _font(size))
-
-
-def _line_height(size: int) -> int:
-    return math.ceil(size * 1.25)
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font; letters that it lacks become boxes."""
-    return ImageFont.load_default(size)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from .documents import atomic_path, check_suffix, check_text, dump_document
+from .documents import check_suffix, check_text, dump_document, write_text
 from .drawing import save_png
 from .rasters import by
 from .settings import check_number, check_repaint, check_scales, check_seed, check_size
@@ -140,8 +140,7 @@ class Scene:
             save_png(path.parent / entry["mask"], region.mask.astype(np.uint8) * 255)
         if self.background is not None:
             save_png(path.parent / document["background"], self.background)
-        with atomic_path(path) as temporary:
-            temporary.write_text(dump_document(document, path.suffix), encoding="utf-8")
+        write_text(path, dump_document(document, path.suffix))
 
 
 def scene_from_ids(

@@ -1,7 +1,9 @@
 """Loaders that count bad samples and stop at a ceiling; the training one is resumed exactly."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,7 +13,10 @@ from torch.utils.data import DataLoader, Sampler
 from .batches import StreamSampler
 from .worker_signals import asking_blocked, outlive_signals
 
+log = logging.getLogger(__name__)
+
 BAD_WINDOW = 1000  # samples before the share of bad ones is taken at its word (our choice)
+MAX_RESTARTS = 3  # of the workers of a loader (our choice)
 
 
 class BatchLoader(DataLoader[Any]):
@@ -49,10 +54,31 @@ class BatchLoader(DataLoader[Any]):
 class TrainingLoader(BatchLoader):
     """BatchLoader over a StreamSampler whose place in the stream is state.
 
-    Batches that workers have prefetched do not count, only those handed out.
+    Batches that workers have prefetched do not count, only those handed out. So where a worker is
+    killed, new ones start at the batch that is waited for, MAX_RESTARTS times.
     """
 
     batch_sampler: StreamSampler
+    num_restarts = 0
+
+    @property
+    def recovers(self) -> bool:
+        """Whether another start of the workers would leave one more."""
+        return self.num_restarts + 1 < MAX_RESTARTS
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        end = self.batch_sampler.num_handed_out + len(self)
+        while True:
+            try:
+                yield from islice(super().__iter__(), end - self.batch_sampler.num_handed_out)
+                return
+            except (RuntimeError, OSError, EOFError) as error:
+                died = self.num_workers > 0 and is_death_of_worker(error)
+                if not died or self.num_restarts >= MAX_RESTARTS:
+                    raise
+                self.num_restarts += 1
+                self._iterator = None  # persistent workers
+                log.warning("%s: the loader starts its workers again", repr(error))
 
     def handed_out(self) -> None:
         self.batch_sampler.num_handed_out += 1
@@ -62,6 +88,16 @@ class TrainingLoader(BatchLoader):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.batch_sampler.load_state_dict(state)
+
+
+def is_death_of_worker(error: Exception) -> bool:
+    """torch has no class for it, and its queue may break before a worker is known to be dead.
+
+    What a worker raises says "Caught ... in DataLoader worker process".
+    """
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker (pid")
+    return not str(error).startswith("Caught")
 
 
 class StreamDataModule(pl.LightningDataModule):

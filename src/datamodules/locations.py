@@ -14,24 +14,28 @@ Shard = Path | RemoteShard
 Shards = str | Path | Sequence[str | Path]
 
 
-def expand_shards(shards: Shards) -> list[Shard]:
+def expand_shards(shards: Shards, option: str = "datamodule.shards") -> list[Shard]:
     """Shards meant by a path, a folder of tars, a glob, `{00000..00007}` braces, a URL with such,
     or a list of these.
 
     Keeps the order of the list and of the braces and sorts what a folder or glob finds.
-    FileNotFoundError for a pattern without any file; whether a URL exists shows when it is read.
+    FileNotFoundError, naming the `option`, for a pattern without any file; whether a URL exists
+    shows when it is read.
     """
     if not isinstance(shards, str | Path):
-        return [path for one in shards for path in expand_shards(one)]
+        return [path for one in shards for path in expand_shards(one, option)]
     found: list[Shard] = []
     for pattern in braceexpand(str(shards)):
-        found += expand_url(pattern) if is_url(pattern) else _expand_path(pattern, str(shards))
+        if is_url(pattern, option):
+            found += expand_url(pattern)
+        else:
+            found += _expand_path(pattern, str(shards), option)
     if not found:
-        raise FileNotFoundError(f"datamodule.shards: no .tar file matches {str(shards)!r}")
+        raise FileNotFoundError(f"{option}: no .tar file matches {str(shards)!r}")
     return found
 
 
-def _expand_path(pattern: str, given: str) -> list[Path]:
+def _expand_path(pattern: str, given: str, option: str) -> list[Path]:
     path = Path(pattern).expanduser()
     if path.is_dir():
         return sorted(path.glob("*.tar"))
@@ -39,7 +43,7 @@ def _expand_path(pattern: str, given: str) -> list[Path]:
         return [path]
     if any(c in pattern for c in "*?["):
         return sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-    raise FileNotFoundError(f"datamodule.shards: no file {pattern} (from {given!r})")
+    raise FileNotFoundError(f"{option}: no file {pattern} (from {given!r})")
 
 
 def facts_of(shard: Shard) -> dict[str, Any]:

@@ -65,27 +65,14 @@ class Stream:
         return self.num_streams * epoch + self.number
 
 
-class StreamsSampler(StreamSampler):
-    """Global batches of several streams: int64 [b, 2] of one rank, (stream_index, row).
-
-    `pattern[p]` is the stream that the place p of a global batch belongs to, `mine` the places that
-    this rank takes, in its order. The stream_index, global_batch_size * batch + place, goes with
-    the row, not with the rank. An epoch is one pass over the stream that takes longest; the others
-    are repeated meanwhile.
+class Streams:
+    """Global batches of several streams, of which `pattern[p]` is the one that the place p of a
+    batch belongs to. An epoch is one pass over the stream that takes longest; the others are
+    repeated meanwhile.
     """
 
-    def __init__(
-        self,
-        streams: Sequence[Stream],
-        pattern: Int64[np.ndarray, " g"],
-        mine: Int64[np.ndarray, " b"],
-        facts: dict[str, Any],
-        *,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        super().__init__(facts, len(pattern), rank=rank, world_size=world_size)
-        self.streams, self.pattern, self.mine = streams, pattern, mine
+    def __init__(self, streams: Sequence[Stream], pattern: Int64[np.ndarray, " g"]) -> None:
+        self.streams, self.pattern = streams, pattern
         self.inside = np.zeros(len(pattern), dtype=np.int64)  # place among those of its stream
         for number, stream in enumerate(streams):
             self.inside[pattern == number] = np.arange(stream.size)
@@ -94,17 +81,16 @@ class StreamsSampler(StreamSampler):
         """Global batches of an epoch."""
         return max(len(stream) for stream in self.streams)
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """`len(self)` batches from `num_handed_out` on, as in GlobalBatchSampler."""
-        for batch in range(self.num_handed_out, self.num_handed_out + len(self)):
-            found = np.stack([batch * self.global_batch_size + self.mine, self.mine], axis=1)
-            for number, stream in enumerate(self.streams):
-                own = self.pattern[self.mine] == number
-                found[own, 1] = stream.batch(batch, self.inside[self.mine[own]])
-            yield found
+    def rows(self, batch: int, places: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
+        """What stands at these places of a global batch."""
+        found = np.empty(len(places), dtype=np.int64)
+        for number, stream in enumerate(self.streams):
+            own = self.pattern[places] == number
+            found[own] = stream.batch(batch, self.inside[places[own]])
+        return found
 
     def replacement(self, stream_index: int, attempt: int) -> int:
-        batch, place = divmod(stream_index, self.global_batch_size)
+        batch, place = divmod(stream_index, len(self.pattern))
         stream = self.streams[self.pattern[place]]
         return stream.replacement(batch, int(self.inside[place]), stream_index, attempt)
 
@@ -135,8 +121,10 @@ def divide(
     return [part for part in both if part[1]]
 
 
-class MixtureBatchSampler(StreamsSampler):
-    """Image and region pairs, `split_batch(...)` of them in a global batch, in this order.
+class MixtureBatchSampler(StreamSampler):
+    """Image and region pairs, `split_batch(...)` of them in a global batch, in this order: int64
+    [b, 2] of one rank, (stream_index, row). The stream_index, global_batch_size * batch + place,
+    goes with the row, not with the rank.
 
     With region_share None all pairs are one stream. Rank r takes the r-th contiguous part of
     either, so both numbers must be multiples of the number of processes, and a run may go on with
@@ -174,8 +162,20 @@ class MixtureBatchSampler(StreamsSampler):
         sizes = [stream.size for stream in streams]
         pattern = np.repeat(np.arange(len(sizes)), sizes)
         blocks = np.split(np.arange(global_batch_size), np.cumsum(sizes)[:-1])
-        mine = np.concatenate([np.split(block, world_size)[rank] for block in blocks])
-        super().__init__(streams, pattern, mine, facts, rank=rank, world_size=world_size)
+        self.mine = np.concatenate([np.split(block, world_size)[rank] for block in blocks])
+        self.streams = Streams(streams, pattern)
+        super().__init__(facts, global_batch_size, rank=rank, world_size=world_size)
+
+    def __len__(self) -> int:
+        return len(self.streams)
+
+    def __iter__(self) -> Iterator[Int64[np.ndarray, "b 2"]]:
+        for batch in range(self.num_handed_out, self.num_handed_out + len(self)):
+            stream = batch * self.global_batch_size + self.mine
+            yield np.stack([stream, self.streams.rows(batch, self.mine)], axis=1)
+
+    def replacement(self, stream_index: int, attempt: int) -> int:
+        return self.streams.replacement(stream_index, attempt)
 
     @property
     def region_share(self) -> float | None:

@@ -5,6 +5,7 @@ one that annotated shards store. Crop, flip and size are then applied to the map
 the same as for a stored map: both ways choose the same segments and paint the same ids.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -26,19 +27,19 @@ class OnlineFrame(TypedDict):
 
     whole         the image with its longer side s, at the top left of black
     whole_size    (h, w) of it
-    window        what the training image shows, at the top left of black: at its own resolution,
-                  or of p x p where that is smaller
+    window        what the training image shows, at its own resolution or smaller; in a batch at the
+                  top left of black, as large as the largest
     rows, cols    of the whole, for each of the training image's
-    window_rows, window_cols    the same for the window's; -1 where it has ended
+    window_rows, window_cols    the same for the window's; in a batch -1 where it has ended
     """
 
     whole: UInt8[np.ndarray, "s s 3"]
     whole_size: tuple[int, int]
-    window: UInt8[np.ndarray, "p p 3"]
-    rows: Int64[np.ndarray, " size"]
-    cols: Int64[np.ndarray, " size"]
+    window: UInt8[np.ndarray, "3 p q"]
+    rows: Int64[np.ndarray, " h"]
+    cols: Int64[np.ndarray, " w"]
     window_rows: Int64[np.ndarray, " p"]
-    window_cols: Int64[np.ndarray, " p"]
+    window_cols: Int64[np.ndarray, " q"]
 
 
 def fit_whole(image: Image.Image, size: int) -> tuple[UInt8[np.ndarray, "s s 3"], tuple[int, int]]:
@@ -56,33 +57,31 @@ def fit_whole(image: Image.Image, size: int) -> tuple[UInt8[np.ndarray, "s s 3"]
 
 def online_frame(
     image: Image.Image,
-    pixels: UInt8[np.ndarray, "t t 3"],
+    pixels: UInt8[np.ndarray, "t u 4"],
     window: Window,
     *,
     whole_size: int,
     window_size: int,
-    image_size: int,
+    shape: tuple[int, int],
 ) -> OnlineFrame:
-    """`pixels`: the window of `image`, cut and perhaps mirrored."""
+    """`pixels`: the window of `image`, cut and perhaps mirrored; of about `window_size` squared
+    pixels at most in what is delivered of it. `shape`: (h, w) of the training image."""
     whole, (height, width) = fit_whole(image, whole_size)
-    rows = images.nearest(image.height, height)[window.top : window.top + window.side]
-    cols = images.nearest(image.width, width)[window.left : window.left + window.side]
+    rows = images.nearest(image.height, height)[window.top : window.top + window.height]
+    cols = images.nearest(image.width, width)[window.left : window.left + window.width]
     if window.flip:
         cols = cols[::-1]
-    small = images.nearest(image_size, window.side)
-    kept = min(window.side, window_size)
-    canvas = np.zeros((window_size, window_size, 3), dtype=np.uint8)
-    canvas[:kept, :kept] = images.resize_pixels(pixels, kept)
-    large = images.nearest(kept, window.side)
-    rest = (0, window_size - kept)
+    aspect = math.sqrt(shape[0] / shape[1])
+    p = min(window.height, round(window_size * aspect))
+    q = min(window.width, round(window_size / aspect))
     return OnlineFrame(
         whole=whole,
         whole_size=(height, width),
-        window=canvas,
-        rows=rows[small],
-        cols=cols[small],
-        window_rows=np.pad(rows[large], rest, constant_values=-1),
-        window_cols=np.pad(cols[large], rest, constant_values=-1),
+        window=images.resize_planes(pixels, (p, q)),
+        rows=rows[images.nearest(shape[0], window.height)],
+        cols=cols[images.nearest(shape[1], window.width)],
+        window_rows=rows[images.nearest(p, window.height)],
+        window_cols=cols[images.nearest(q, window.width)],
     )
 
 
@@ -90,12 +89,23 @@ def collate_frames(frames: Sequence[OnlineFrame]) -> dict[str, Any]:
     def stack(name: str) -> Tensor:
         return torch.from_numpy(np.stack([frame[name] for frame in frames]))  # type: ignore[literal-required]
 
-    vectors = ("rows", "cols", "window_rows", "window_cols")
+    height, width = (max(frame["window"].shape[axis] for frame in frames) for axis in (1, 2))
+    windows = torch.zeros(len(frames), 3, height, width, dtype=torch.uint8)
+    window_rows = torch.full((len(frames), height), -1)
+    window_cols = torch.full((len(frames), width), -1)
+    for i, frame in enumerate(frames):
+        p, q = frame["window"].shape[1:]
+        windows[i, :, :p, :q] = torch.from_numpy(frame["window"])
+        window_rows[i, :p] = torch.from_numpy(frame["window_rows"])
+        window_cols[i, :q] = torch.from_numpy(frame["window_cols"])
     return {
         "whole": stack("whole").permute(0, 3, 1, 2).contiguous(),
         "whole_size": [frame["whole_size"] for frame in frames],
-        "window": stack("window").permute(0, 3, 1, 2).contiguous(),
-        **{name: stack(name) for name in vectors},
+        "window": windows,
+        "window_rows": window_rows,
+        "window_cols": window_cols,
+        "rows": stack("rows"),
+        "cols": stack("cols"),
     }
 
 

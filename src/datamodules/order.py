@@ -25,6 +25,8 @@ class Purpose(IntEnum):
     SHARDS = 4
     WINDOW = 5
     STREAMING = 6
+    BUCKET = 7
+    BATCHES = 8
 
 
 def philox(seed: int, purpose: Purpose, address: int, sub: int = 0) -> np.random.Philox:
@@ -73,8 +75,16 @@ class Order:
         self.num_samples = int(sizes.sum())
         self.seed, self.shuffle = seed, shuffle
         self.window_shards = window_shards
+        num = len(sizes)
+        self.step = window_shards or num  # shards of a window
+        # of each window its last shard, in an epoch's order of them
+        self.lasts = np.minimum(np.arange(self.step, num + self.step, self.step), num) - 1
         self._shards: tuple[int, np.ndarray, np.ndarray] = (-1, sizes, sizes)
         self._window: tuple[tuple[int, int], np.ndarray] = ((-1, -1), sizes)
+
+    def of(self, shard_sizes: Int64[np.ndarray, " n"]) -> "Order":
+        """As this one, of other shards."""
+        return Order(shard_sizes, self.seed, window_shards=self.window_shards, shuffle=self.shuffle)
 
     def samples(self, epoch: int, start: int, stop: int) -> Int64[np.ndarray, " n"]:
         """Sample ids of the positions [start, stop)."""
@@ -83,7 +93,7 @@ class Order:
             return np.arange(start, stop, dtype=np.int64)
         parts = [np.empty(0, dtype=np.int64)]
         while start < stop:
-            number, first = self._find(epoch, start)
+            number, first = self.find(epoch, start)
             part = self._permuted(epoch, number)[start - first : stop - first]
             parts.append(part)
             start += len(part)
@@ -92,15 +102,22 @@ class Order:
     def replacement(self, epoch: int, position: int, address: int, attempt: int) -> int:
         """Sample id that stands in for an unusable one: a draw from its window, addressed."""
         word = int(philox(self.seed, Purpose.REPLACEMENT, address, attempt).random_raw())
-        number, _ = self._find(epoch, position)
-        shards = self._shards_of(epoch, number)
+        shards = self.window(epoch, self.find(epoch, position)[0])
         ends = np.cumsum(self.sizes[shards])
         place = word % int(ends[-1])
         shard = int(np.searchsorted(ends, place, side="right"))
         before = int(ends[shard] - self.sizes[shards[shard]])
         return int(self.firsts[shards[shard]]) + place - before
 
-    def _find(self, epoch: int, position: int) -> tuple[int, int]:
+    def shards(self, epoch: int) -> Int64[np.ndarray, " k"]:
+        """All of them, as they stand in an epoch."""
+        return self._layout(epoch)[1]
+
+    def window(self, epoch: int, number: int) -> Int64[np.ndarray, " k"]:
+        """Its shards."""
+        return self.shards(epoch)[number * self.step : (number + 1) * self.step]
+
+    def find(self, epoch: int, position: int) -> tuple[int, int]:
         """The window that holds the position, and its first position."""
         _, _, ends = self._layout(epoch)
         number = int(np.searchsorted(ends, position, side="right"))
@@ -109,26 +126,18 @@ class Order:
     def _layout(self, epoch: int) -> tuple[int, np.ndarray, np.ndarray]:
         """(epoch, its order of shards, the end of each window)."""
         if self._shards[0] != epoch:
-            num = len(self.sizes)
-            shards = np.arange(num, dtype=np.int64)
+            shards = np.arange(len(self.sizes), dtype=np.int64)
             if self.shuffle and self.window_shards is not None:
-                shards = permutation(num, self.seed, Purpose.SHARDS, epoch)
-            step = self.window_shards or num
-            lasts = np.minimum(np.arange(step, num + step, step), num) - 1
-            self._shards = (epoch, shards, np.cumsum(self.sizes[shards])[lasts])
+                shards = permutation(len(shards), self.seed, Purpose.SHARDS, epoch)
+            self._shards = (epoch, shards, np.cumsum(self.sizes[shards])[self.lasts])
         return self._shards
-
-    def _shards_of(self, epoch: int, number: int) -> Int64[np.ndarray, " k"]:
-        _, shards, _ = self._layout(epoch)
-        step = self.window_shards or len(shards)
-        return shards[number * step : (number + 1) * step]
 
     def _permuted(self, epoch: int, number: int) -> Int64[np.ndarray, " n"]:
         if self._window[0] != (epoch, number):
             if self.window_shards is None:
                 ids = epoch_order(self.num_samples, self.seed, epoch)
             else:
-                shards = self._shards_of(epoch, number)
+                shards = self.window(epoch, number)
                 spans = zip(self.firsts[shards], self.sizes[shards], strict=True)
                 ids = np.concatenate([np.arange(first, first + size) for first, size in spans])
                 ids = ids[permutation(len(ids), self.seed, Purpose.WINDOW, epoch, number)]

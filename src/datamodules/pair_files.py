@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float16, Float32, Float64, Int64, UInt8
 
-from .documents import atomic_path, brief, is_int, read_document
+from .documents import atomic_path, brief, is_int, read_document, write_text
 
 VERSION = 1
 SUFFIX = ".pairs.json"
@@ -111,8 +111,7 @@ def write_shard(
         },
     )
     text = json.dumps({"version": VERSION, **asdict(manifest)}, indent=2, ensure_ascii=False)
-    with atomic_path(manifest_path(folder, shard)) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(manifest_path(folder, shard), text + "\n")
     return manifest
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from jaxtyping import Int32, UInt8
+from jaxtyping import Integer, UInt8
 from torch.utils.data import Dataset
 
 from . import captions, crops, images, segments
@@ -61,8 +61,8 @@ class PairSampleDataset(Dataset[PairSample]):
         name, members = record.read()
         meta = captions.read_meta(members)
         image, window = source.read_window(members, source.rng(Purpose.CROP, 0))
-        pixels = images.cut(np.asarray(image), window)
-        ids = source.find_ids(members, (image.height, image.width), window, pixels)
+        pixels = images.cut(images.rgbx(image), window)
+        ids = source.find_ids(members, image, window)
         info = captions.read_segments_info(meta) if source.segmenter == "stored" else {}
         small = images.resize_ids(ids, (source.image_size, source.image_size))
         texts = {
@@ -72,17 +72,17 @@ class PairSampleDataset(Dataset[PairSample]):
         if self.regions == "text":
             texts = {i: text for i, text in texts.items() if text}
         chosen = largest(small, list(texts), source.k_max)
-        views = [images.resize_pixels(pixels, size)]
-        views += [crops.crop_segment(pixels, ids == i, size) for i in chosen]
+        views = [images.resize_planes(pixels, size)]
+        views += [crops.crop_planes(pixels, ids == i, size) for i in chosen]
         return PairSample(
-            pixels=np.stack(views).transpose(0, 3, 1, 2),
+            pixels=np.stack(views),
             texts=[captions.read_caption(members, meta), *(texts[i] for i in chosen)],
             keys=[name, *(f"{name}#{i}" for i in chosen)],
             bad=[],
         )
 
 
-def largest(ids: Int32[np.ndarray, "h w"], among: list[int], num: int) -> list[int]:
+def largest(ids: Integer[np.ndarray, "h w"], among: list[int], num: int) -> list[int]:
     """At most `num` of them, in the order given; of equal areas the first."""
     areas = segments.segment_areas(ids)
     kept = sorted(among, key=lambda i: -areas[i])[:num]

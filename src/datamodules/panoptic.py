@@ -1,47 +1,60 @@
 """PanopticDataModule: shards -> batches of image, caption, chosen segments and their crops."""
 
-import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import Sampler
 
-from . import segments, shards
-from .batches import EvaluationBatchSampler, GlobalBatchSampler
-from .index_opening import open_index
-from .loaders import BatchLoader, StreamDataModule, TrainingLoader
+from . import segments
+from .bucket_batches import BucketBatchSampler
+from .buckets import make_buckets
+from .collation import Batch, collate, unit_range
+from .device_crops import crop_batch
+from .encoding_views import views_of
+from .encodings import Encodings, Settings, read_settings
+from .loaders import BatchLoader, TrainingLoader
 from .online import OnlineSegments, SegmentCounts
-from .order import WINDOW_SHARDS, Order
-from .samples import Batch, SegmentDataset, collate
+from .order import WINDOW_SHARDS
+from .ranges import RANGE_GAP
+from .samples import SegmentDataset
+from .segment_options import check_segment_options
 from .segmenters import DeviceSegmenter, Segmenter
-from .shard_cache import ShardCache
+from .shard_data import ShardDataModule
 from .shard_index import ShardIndex
-from .shard_mixture import ShardMixtureSampler, expand_sets
-from .shard_records import Flag
-from .shards import Shard, Shards, expand_shards
+from .shards import Shard, Shards
+from .skip_list import KeptSamples, whole_index
+from .stored_segments import with_stored_segments
 
 __all__ = ["Batch", "PanopticDataModule"]
 
-log = logging.getLogger(__name__)
 
-MAX_INDEX_JOBS = 16
-
-
-class PanopticDataModule(StreamDataModule):
+class PanopticDataModule(ShardDataModule):
     """Batches (see `Batch`) in an order that neither processes nor workers change.
 
     `shards` and `val_shards`: see `expand_shards`; `shards` may also be {name: {shards, weight}},
     a mixture (`ShardMixtureSampler`). `index`: folder for their indexes, null = beside them (see
     `index_places`). `window_shards`: see `Order`. `cache`: folder of this node for whole remote
-    shards, at most `cache_bytes` of them; null = each sample is a range request.
+    shards, at most `cache_bytes` of them; null = range requests, one for all samples of a batch
+    with no more than `range_gap` bytes between them.
     `batch_size` is that of one process; a global batch has batch_size * world_size samples, and a
     run resumes exactly while that product stays.
-    `segmenter`: "stored" reads `<key>.panoptic.png`, a `Segmenter` computes ids in the workers, a
+    `skip`: a list of samples of `shards` that training leaves out (see `skip_list`).
+    `buckets`: options of `make_buckets`; each global batch then has images of one (h, w) of about
+    `image_size` squared pixels, null = squares. Validation has squares all the same.
+    `segmenter`: "stored" reads `<key>.panoptic.png`, from the sidecars of annotated shards in the
+    folder `sidecars` (null: those beside shards that have none of their own) or from the shards
+    themselves; a `Segmenter` computes ids in the workers, a
     `DeviceSegmenter` where the batch lies, null = no segments. With a `DeviceSegmenter` a batch is
     whole after `on_after_batch_transfer`, which the trainer calls; before, it has "online" instead
     of segments.
+    `crops`: where those of segments that the workers know are cut, "workers" or "device": the same
+    bytes, for less time of the workers and more of the device.
+    `encodings`: {path, moments, text, embeds}: which of these, cached by spatext-cache, are read
+    from the folder `path` (null: beside the shards), in training and validation; see `Batch`. With
+    `images: false` there no image is decoded: where none is needed, images and crops are black.
     `k_min`, `k_max`, `min_area`, `things`, `stuff`: see `segments`. Validation takes the centre of
     each image, unmirrored, each sample once. Under several processes the trainer needs
     `use_distributed_sampler=False`, because the sampler shares out the batches itself.
@@ -53,8 +66,10 @@ class PanopticDataModule(StreamDataModule):
         val_shards: Shards | None = None,
         *,
         image_size: int,
+        buckets: Mapping[str, Any] | None = None,
         crop_size: int,
         segmenter: Segmenter | DeviceSegmenter | str | None,
+        sidecars: str | Path | None = None,
         batch_size: int = 8,
         num_workers: int = 0,
         k_min: int = segments.K_MIN,
@@ -70,65 +85,104 @@ class PanopticDataModule(StreamDataModule):
         index: str | Path | None = None,
         cache: str | Path | None = None,
         cache_bytes: int = 64 * 2**30,
+        range_gap: int = RANGE_GAP,
+        crops: str = "workers",
         max_pixels: int = 64_000_000,
         max_bad_share: float = 0.01,
+        skip: str | Path | None = None,
+        encodings: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(num_workers)
-        _check(k_min, k_max, min_area, things, stuff, segmenter)
-        # Looked for here, so that a wrong path is told before any model is loaded.
-        self.shards, self.sets = self.expand(shards)
-        self.val_shards = None if val_shards is None else expand_shards(val_shards)
-        self.batch_size = batch_size
-        self.random_crop, self.flip, self.shuffle = random_crop, flip, shuffle
-        self.window_shards, self.seed = window_shards, seed
-        self.index = index
-        self.cache = None if cache is None else ShardCache(cache, cache_bytes)
+        chosen: dict[str, Any] = {
+            "k_min": k_min, "k_max": k_max, "min_area": min_area, "things": things, "stuff": stuff,
+        }  # fmt: skip
+        check_segment_options(segmenter, **chosen)
+        if crops not in ("workers", "device"):
+            raise ValueError(f"datamodule.crops is {crops!r}, expected workers or device")
+        super().__init__(
+            shards,
+            val_shards,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            shuffle=shuffle,
+            window_shards=window_shards,
+            seed=seed,
+            index=index,
+            cache=cache,
+            cache_bytes=cache_bytes,
+            buckets=None if buckets is None else make_buckets(buckets, image_size),
+        )
+        self.random_crop, self.flip, self.crops = random_crop, flip, crops
         self.max_bad_share = max_bad_share
-        self.segmenter = segmenter
+        self.skip = skip
+        self.segmenter, self.sidecars = segmenter, sidecars
         self.sample_kwargs: dict[str, Any] = {
             "image_size": image_size,
             "crop_size": crop_size,
             "segmenter": segmenter,
-            "k_min": k_min,
-            "k_max": k_max,
-            "min_area": min_area,
-            "things": things,
-            "stuff": stuff,
+            **chosen,
             "seed": seed,
             "max_pixels": max_pixels,
+            "range_gap": range_gap,
         }
         self.online: OnlineSegments | None = None
         if isinstance(segmenter, DeviceSegmenter):
-            names = ("crop_size", "k_min", "k_max", "min_area", "things", "stuff", "seed")
-            choice = {name: self.sample_kwargs[name] for name in names}
-            self.online = OnlineSegments(segmenter, **choice)
+            self.online = OnlineSegments(segmenter, crop_size=crop_size, seed=seed, **chosen)
             # Workers are told its size alone: they have no use for the model.
             self.sample_kwargs |= {"segmenter": None, "online_size": segmenter.input_size}
         self.segment_counts = SegmentCounts()
-        self.records: ShardIndex | None = None
-        self.val_records: ShardIndex | None = None
+        self.encoded: Settings | None = None
+        if encodings is not None:
+            self.encoded = read_settings(
+                encodings, segmenter=segmenter, random_crop=random_crop, buckets=buckets
+            )
+        self.encodings: Encodings | None = None
+        self.val_encodings: Encodings | None = None
+        self.records: ShardIndex | KeptSamples | None = None
+        self.val_records: ShardIndex | KeptSamples | None = None
 
-    def expand(
-        self, shards: Shards | Mapping[str, Any]
-    ) -> tuple[list[Shard], dict[str, tuple[int, float]]]:
-        """All shards, and the sets of a mixture; see `expand_sets`."""
-        return expand_sets(shards)
+    @property
+    def image_sizes(self) -> list[tuple[int, int]]:
+        """(h, w) that images may have, of training and of validation."""
+        square = [(self.sample_kwargs["image_size"],) * 2]
+        return square if self.buckets is None else sorted({*square, *self.buckets.sizes})
 
     def setup(self, stage: str) -> None:
         """Opens the indexes of the shards, or makes them; ValueError for what is damaged."""
         if self.records is None and stage == "fit":
-            self.records = self._index(self.shards)
+            self.records = self.open_records(self.shards, self.skip)
+            self.encodings = self._encodings(self.records, flip=self.flip)
         if self.val_records is None and self.val_shards is not None:
-            self.val_records = self._index(self.val_shards)
+            self.val_records = self.open_records(self.val_shards)
+            self.val_encodings = self._encodings(self.val_records, flip=False)
+
+    def open_records(
+        self, shards: list[Shard], skip: str | Path | None = None
+    ) -> ShardIndex | KeptSamples:
+        records = super().open_records(shards, skip)
+        stored = self.segmenter == "stored"
+        return with_stored_segments(records, self.sidecars) if stored else records
+
+    @property
+    def encoded_kinds(self) -> tuple[str, ...]:
+        return () if self.encoded is None else self.encoded.kinds
+
+    def check_encoders(self, found: Mapping[str, Mapping[str, Any]]) -> None:
+        """See `Encodings.check_encoders`; after `setup`."""
+        for encodings in (self.encodings, self.val_encodings):
+            if encodings is not None:
+                encodings.check_encoders(found)
 
     def train_dataloader(self) -> TrainingLoader:
         assert self.records is not None, "setup comes first"
-        sampler = self._sampler(self.records)
+        sampler = self.training_sampler(self.records)
         dataset = SegmentDataset(
             self.records,
             random_crop=self.random_crop,
             flip=self.flip,
             replace=sampler.replacement,
+            shape_of=sampler.shape_of if isinstance(sampler, BucketBatchSampler) else None,
+            cut_crops=self.crops == "workers" or self.trainer is None,
+            encodings=self.encodings,
             **self.sample_kwargs,
         )
         return self.training_loader(dataset, **self._options(sampler))
@@ -136,98 +190,39 @@ class PanopticDataModule(StreamDataModule):
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
         if self.val_records is None:
             return []
-        rank, world_size = self.rank()
-        sampler = EvaluationBatchSampler(
-            len(self.val_records), self.batch_size, rank=rank, world_size=world_size
-        )
-        order = Order(
-            self.val_records.sizes, self.seed, window_shards=self.window_shards, shuffle=False
-        )
+        sampler, replace = self.validation_order(self.val_records)
         dataset = SegmentDataset(
             self.val_records,
             random_crop=False,
             flip=False,
-            replace=partial(stand_in, order),
+            replace=replace,
+            cut_crops=self.crops == "workers" or self.trainer is None,
+            encodings=self.val_encodings,
             **self.sample_kwargs,
         )
         return BatchLoader(dataset, **self._options(sampler))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Finds the segments where that is left to the device; counts images without any."""
+        if batch["image"].dtype == torch.uint8:
+            batch["image"] = unit_range(batch["image"])
+        if "uncut" in batch:
+            crop_batch(batch["crops"], batch.pop("uncut"))
         if self.online is not None and "online" in batch:
             batch = self.online.complete(batch, batch.pop("online"))
         if self.trainer is None or self.trainer.training:
             self.segment_counts.add(batch["valid"])
         return batch
 
-    def _index(self, paths: list[Shard]) -> ShardIndex:
-        index = open_index(
-            paths,
-            self.index,
-            cache=self.cache,
-            jobs=min(self.num_workers, MAX_INDEX_JOBS),
-            bar=self.rank()[0] == 0,
-        )
-        if self.segmenter == "stored":
-            _check_stored(index)
-        return index
-
-    def _sampler(self, index: ShardIndex) -> GlobalBatchSampler | ShardMixtureSampler:
-        rank, world_size = self.rank()
-        options: dict[str, Any] = {
-            "rank": rank,
-            "world_size": world_size,
-            "seed": self.seed,
-            "shuffle": self.shuffle,
-            "window_shards": self.window_shards,
-            "index_sha256": index.sha256,
-        }
-        size = self.batch_size * world_size
-        if self.sets:
-            return ShardMixtureSampler(index.sizes, self.sets, size, **options)
-        return GlobalBatchSampler(index.sizes, size, **options)
+    def _encodings(self, records: ShardIndex | KeptSamples, *, flip: bool) -> Encodings | None:
+        if self.encoded is None:
+            return None
+        views = views_of(self.sample_kwargs)
+        wanted = {kind: views[kind] for kind in self.encoded.kinds}
+        options = {"flip": flip, "images": self.encoded.images}
+        return Encodings(whole_index(records), self.encoded.path, wanted, **options)
 
     def _options(self, sampler: Sampler[list[tuple[int, int]]]) -> dict[str, Any]:
-        return self.loader_options(sampler, collate) | {"max_bad_share": self.max_bad_share}
-
-
-def _check(
-    k_min: int, k_max: int, min_area: float, things: bool, stuff: bool, segmenter: object
-) -> None:
-    if not 0 <= k_min <= k_max <= 255 or k_max < 1:
-        raise ValueError(
-            f"datamodule.k_min = {k_min}, datamodule.k_max = {k_max}: expected 0 <= k_min <= k_max "
-            "and k_max in 1..255"
-        )
-    if not 0 <= min_area <= 1:
-        raise ValueError(f"datamodule.min_area = {min_area}, expected a share of the image in 0..1")
-    if not things and not stuff:
-        raise ValueError("datamodule.things and datamodule.stuff are both off: nothing to choose")
-    if isinstance(segmenter, str) and segmenter != "stored":
-        raise ValueError(
-            f'datamodule.segmenter is {segmenter!r}, expected "stored", a segmenter, null'
-        )
-    named = segmenter == "stored" or isinstance(segmenter, DeviceSegmenter)
-    if not named and not (things and stuff):
-        raise ValueError(
-            'datamodule.things and stuff need datamodule.segmenter = "stored" or a panoptic model'
-        )
-
-
-def stand_in(order: Order, number: int, attempt: int) -> int:
-    """Of an unusable sample of the validation: another one of its window."""
-    return order.replacement(0, number, number, attempt)
-
-
-def _check_stored(index: ShardIndex) -> None:
-    lacking = index.lacking(Flag.PANOPTIC)
-    if not len(lacking):
-        return
-    sample = index[int(lacking[0])]
-    key = sample.read().name.removeprefix(f"{sample.shard.stem}/")
-    raise ValueError(
-        f"{sample.shard}: sample {key} has no {key}."
-        f"{shards.PANOPTIC_SUFFIX} ({len(lacking)} of {len(index)} samples have none); "
-        "annotate the shards, or let their segments be found: datamodule=graph, mask2former, "
-        "oneformer or eomt"
-    )
+        # Without a trainer nobody calls `on_after_batch_transfer`.
+        joined = partial(collate, as_bytes=self.trainer is not None)
+        return self.loader_options(sampler, joined) | {"max_bad_share": self.max_bad_share}

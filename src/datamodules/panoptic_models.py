@@ -88,6 +88,13 @@ class PanopticModel:
             **self.thresholds,
         }
 
+    @staticmethod
+    def commit(name: str, revision: str | None = None) -> str | None:
+        """Of a model of the hub; None for a folder. ValueError for what is no panoptic model; no
+        weights are read."""
+        config, _ = _read_configs(name, revision)
+        return getattr(config, "_commit_hash", None)
+
     def to(self, device: torch.device) -> "PanopticModel":
         if device != self.device:
             self.net.to(device)

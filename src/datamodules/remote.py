@@ -99,14 +99,14 @@ def transient_errors() -> tuple[type[BaseException], ...]:
     return (OSError, TimeoutError, EOFError, aiohttp.ClientError)
 
 
-def is_url(text: str) -> bool:
+def is_url(text: str, option: str = "datamodule.shards") -> bool:
     """Whether it begins with a scheme; ValueError for one that is not in SCHEMES, as `pipe:`."""
     scheme, colon, rest = text.partition(":")
     if not colon or not scheme.isalnum() or len(scheme) < 2 or text.startswith("/"):
         return False
     if scheme not in SCHEMES or not rest.startswith("//"):
         raise ValueError(
-            f"datamodule.shards: {text} cannot be read by position, expected a path or a URL of "
+            f"{option}: {text} cannot be read by position, expected a path or a URL of "
             f"{', '.join(SCHEMES)}; datamodule=streaming takes pipes"
         )
     return True

@@ -10,20 +10,28 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+import torch
+from jaxtyping import Integer, UInt8
 
 K_MIN, K_MAX = 1, 3
 MIN_AREA = 0.05
+MAX_COUNTED = 2**16  # ids of which each has a place in a table of counts
 
 
-def segment_areas(ids: Int32[np.ndarray, "h w"]) -> dict[int, int]:
+def segment_areas(ids: Integer[np.ndarray, "h w"]) -> dict[int, int]:
     """{id: number of pixels}, without void (0)."""
-    values, counts = np.unique(ids, return_counts=True)
-    return {int(i): int(n) for i, n in zip(values, counts, strict=True) if i != 0}
+    if ids.size and int(ids.max()) >= MAX_COUNTED:
+        values, counts = np.unique(ids, return_counts=True)
+    else:
+        ids = np.require(ids, np.uint8 if ids.dtype == np.uint8 else np.int64, ["C", "W"])
+        every = torch.bincount(torch.from_numpy(ids).flatten()).numpy()
+        values = np.flatnonzero(every)
+        counts = every[values]
+    return {i: n for i, n in zip(values.tolist(), counts.tolist(), strict=True) if i != 0}
 
 
 def eligible_segments(
-    ids: Int32[np.ndarray, "h w"],
+    ids: Integer[np.ndarray, "h w"],
     info: Mapping[int, Mapping[str, Any]] | None = None,
     *,
     min_area: float = MIN_AREA,
@@ -71,9 +79,9 @@ def choose_segments(
     return [eligible[i] for i in rng.permutation(len(eligible))[:k]]
 
 
-def relabel(ids: Int32[np.ndarray, "h w"], chosen: list[int]) -> UInt8[np.ndarray, "h w"]:
+def relabel(ids: Integer[np.ndarray, "h w"], chosen: list[int]) -> UInt8[np.ndarray, "h w"]:
     """k where the k-th chosen segment lies (from 1), 0 elsewhere."""
     labels = np.zeros(ids.shape, dtype=np.uint8)
     for k, i in enumerate(chosen, start=1):
-        labels[ids == i] = k
+        labels += (ids == i) * np.uint8(k)
     return labels

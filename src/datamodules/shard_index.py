@@ -17,12 +17,14 @@ import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import numpy as np
 from jaxtyping import Int64
 
+from .annotation_reading import Annotations
 from .documents import brief, read_document
 from .locations import Shard, facts_of
 from .remote import RemoteShard
@@ -64,7 +66,8 @@ class ShardIndex(Sequence[IndexedSample]):
     """The index in `folder`, for its shards as they lie here.
 
     FileNotFoundError where there is none; ValueError, one line, for one of another version, of
-    other shards, or with arrays that do not fit; see also `check`.
+    other shards, or with arrays that do not fit; see also `check`. With `annotations` samples come
+    with what the sidecars hold of them.
     """
 
     def __init__(
@@ -73,12 +76,14 @@ class ShardIndex(Sequence[IndexedSample]):
         shards: Sequence[Shard],
         cache: ShardCache | None = None,
         expected: str | None = None,
+        annotations: Annotations | None = None,
     ) -> None:
         self.folder, self.shards, self.files = folder, list(shards), ShardFiles(cache)
         self.stems = [shard.stem for shard in self.shards]
         self.facts = read_facts(folder)
         self.entries: list[dict[str, Any]] = self.facts["shards"]
         self.sha256: str = self.facts["sha256"]
+        self.annotations = annotations
         names = [entry["name"] for entry in self.entries]
         if names != [shard.name for shard in self.shards]:
             raise ValueError(
@@ -87,13 +92,24 @@ class ShardIndex(Sequence[IndexedSample]):
             )
         if expected is not None and self.sha256 != expected:
             raise ChangedShard(f"{folder}: the index was replaced while it was in use")
+        if annotations is not None:
+            both = f"{self.sha256} {annotations.sha256}"
+            self.sha256 = hashlib.sha256(both.encode()).hexdigest()
         self.sizes = np.array([entry["num_samples"] for entry in self.entries], dtype=np.int64)
         self.ends: list[int] = np.cumsum(self.sizes).tolist()
         self.arrays = {name: self._map(name) for name in ARRAYS}
 
     def __reduce__(self) -> tuple[Any, ...]:
         cache = self.files.cache  # another process maps the files again
-        return ShardIndex, (self.folder, self.shards, cache, self.sha256)
+        return ShardIndex, (
+            self.folder, self.shards, cache, self.facts["sha256"], self.annotations,
+        )  # fmt: skip
+
+    def annotated(self, folder: str | Path | None = None) -> "ShardIndex":
+        """With the sidecars in `folder`, None: those beside the shards; see `Annotations`."""
+        annotations = Annotations(self.shards, self.entries, folder)
+        expected: str = self.facts["sha256"]
+        return ShardIndex(self.folder, self.shards, self.files.cache, expected, annotations)
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
@@ -118,7 +134,23 @@ class ShardIndex(Sequence[IndexedSample]):
         which = self.shard_of(number)
         offset, span = self.arrays["offset"].item(number), self.arrays["span"].item(number)
         data = self.files.read(self.shards[which], self.entries[which], offset, span)
-        return parse_span(data, self.stems[which])
+        raw = parse_span(data, self.stems[which])
+        if self.annotations is None:
+            return raw
+        return self.annotations.join(raw, which, number - self.ends[which] + int(self.sizes[which]))
+
+    def ahead(self, numbers: Sequence[int], gap: int) -> AbstractContextManager[None]:
+        """Of samples that are read inside of it; see `ShardFiles.ahead`."""
+        reads = []
+        for number in numbers:
+            which = self.shard_of(number)
+            place = self.arrays["offset"].item(number), self.arrays["span"].item(number)
+            reads.append((self.shards[which], self.entries[which], *place))
+        return self.files.ahead(reads, gap)
+
+    def column(self, name: str) -> np.ndarray:
+        """An array of the index, as it is mapped."""
+        return self.arrays[name]
 
     def lacking(self, flag: int) -> Int64[np.ndarray, " n"]:
         """Numbers of the samples without this `Flag`."""

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from .batches import GlobalBatchSampler
 from .locations import Shard, Shards, expand_shards
-from .mixture import Stream, StreamsSampler
-from .order import Order
+from .mixture import Stream, Streams
 
 ENTRIES = {"shards", "weight"}
 
@@ -30,7 +30,7 @@ def expand_sets(
             raise ValueError(
                 f"datamodule.shards.{name}.weight is {weight!r}, expected a number over 0"
             )
-        own = expand_shards(entry["shards"])
+        own = expand_shards(entry["shards"], f"datamodule.shards.{name}.shards")
         sets[name] = (len(own), float(weight))
         found += own
     if not sets:
@@ -55,12 +55,11 @@ def spread(counts: Sequence[int]) -> Int64[np.ndarray, " g"]:
     return np.repeat(np.arange(len(counts)), counts)[np.argsort(middles, kind="stable")]
 
 
-class ShardMixtureSampler(StreamsSampler):
+class ShardMixtureSampler(GlobalBatchSampler):
     """Several sets of shards, each with its weight, in every global batch by `apportion`.
 
     `shard_sizes` are those of all sets in a row, `sets` the number of shards and the weight of
-    each. The sets' samples are spread over the batch and rank r takes the r-th contiguous part of
-    it, so any number of processes that divides the batch sees the same ones.
+    each. The sets' samples are spread over the batch, so that each rank has some of each.
     """
 
     def __init__(
@@ -68,39 +67,29 @@ class ShardMixtureSampler(StreamsSampler):
         shard_sizes: Int64[np.ndarray, " n"],
         sets: Mapping[str, tuple[int, float]],
         global_batch_size: int,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        seed: int = 0,
-        shuffle: bool = True,
-        window_shards: int | None = None,
-        index_sha256: str = "",
+        **options: Any,
     ) -> None:
+        super().__init__(shard_sizes, global_batch_size, **options)
         counts = apportion({name: weight for name, (_, weight) in sets.items()}, global_batch_size)
         bounds = np.cumsum([0, *(num for num, _ in sets.values())])
         streams, first = [], 0
         for number, (name, size) in enumerate(counts.items()):
             part = shard_sizes[bounds[number] : bounds[number + 1]]
-            order = Order(part, seed, window_shards=window_shards, shuffle=shuffle)
+            order = self.order.of(part)
             _check_set(name, size, order.num_samples, global_batch_size)
             streams.append(Stream(order, size, number, len(sets), first=first))
             first += order.num_samples
-        if global_batch_size % world_size:
-            raise ValueError(
-                f"global batch size {global_batch_size} is not a multiple of {world_size} processes"
-            )
-        facts = {
-            "seed": seed,
-            "shuffle": shuffle,
-            "window_shards": window_shards,
-            "num_samples": int(shard_sizes.sum()),
-            "global_batch_size": global_batch_size,
-            "mixture": counts,
-            "index_sha256": index_sha256,
-        }
-        mine = np.split(np.arange(global_batch_size), world_size)[rank]
-        pattern = spread(list(counts.values()))
-        super().__init__(streams, pattern, mine, facts, rank=rank, world_size=world_size)
+        self.streams = Streams(streams, spread(list(counts.values())))
+        self.facts["mixture"] = counts
+
+    def __len__(self) -> int:
+        return len(self.streams)
+
+    def rows(self, batch: int, start: int, stop: int) -> Int64[np.ndarray, " b"]:
+        return self.streams.rows(batch, np.arange(start, stop))
+
+    def replacement(self, stream_index: int, attempt: int) -> int:
+        return self.streams.replacement(stream_index, attempt)
 
 
 def _check_set(name: str, size: int, num_samples: int, global_batch_size: int) -> None:

@@ -12,6 +12,7 @@ from .locations import Shard, open_reader
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 PANOPTIC_SUFFIX = "panoptic.png"
 SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json", PANOPTIC_SUFFIX)
+ANNOTATION = "annotation"  # no member of a shard: the json of a sidecar's entry
 MAX_SAMPLE_BYTES = 64 * 2**20
 
 # Faults of a whole tar have the words of `TarFault`; after these two the samples are all there.

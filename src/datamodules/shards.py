@@ -3,10 +3,14 @@
 import logging
 import os
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .locations import Shard, Shards, expand_shards
+from .ranges import Requests, Span
+from .remote import RemoteShard
 from .shard_cache import ShardCache
 from .shard_records import (
     IMAGE_SUFFIXES,
@@ -108,9 +112,32 @@ class ShardFiles:
     def __init__(self, cache: ShardCache | None = None) -> None:
         self.cache = cache
         self.files: OrderedDict[str, int] = OrderedDict()
+        self.requests: Requests | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"cache": self.cache, "files": OrderedDict()}  # another process opens its own
+        # another process opens its own
+        return {"cache": self.cache, "files": OrderedDict(), "requests": None}
+
+    @contextmanager
+    def ahead(
+        self, reads: Sequence[tuple[Shard, dict[str, Any], int, int]], gap: int
+    ) -> Iterator[None]:
+        """Reads inside of it that are among `reads` (arguments of `read`) come together: from
+        stores by few requests under way at a time, from disks with notice given to the system."""
+        spans = []
+        for shard, facts, offset, size in reads:
+            if isinstance(shard, RemoteShard):
+                spans.append(Span(shard, offset, min(offset + size, facts["bytes"])))
+            else:
+                self._give_notice(shard, facts, offset, size)
+        if not spans or self.cache is not None:
+            yield
+            return
+        with Requests(spans, gap) as self.requests:
+            try:
+                yield
+            finally:
+                self.requests = None
 
     def read(self, shard: Shard, facts: dict[str, Any], offset: int, size: int) -> bytes:
         """BadSample where the file ends before, or is another than `facts` say."""
@@ -119,7 +146,9 @@ class ShardFiles:
         elif self.cache is not None:
             data = self.cache.read(shard, facts, offset, size)
         else:
-            data = shard.read(offset, min(size, facts["bytes"] - offset))
+            stop = min(offset + size, facts["bytes"])
+            found = self.requests.read(shard, offset, stop) if self.requests else None
+            data = shard.read(offset, stop - offset) if found is None else found
         if len(data) < size:
             raise BadSample("shard shorter than its index")
         return data
@@ -139,6 +168,14 @@ class ShardFiles:
             raise BadSample(ANOTHER)
         self.files[name] = file
         return file
+
+    def _give_notice(self, path: Path, facts: dict[str, Any], offset: int, size: int) -> None:
+        if not hasattr(os, "posix_fadvise"):
+            return
+        try:
+            os.posix_fadvise(self._open(path, facts), offset, size, os.POSIX_FADV_WILLNEED)
+        except (BadSample, OSError):  # reading it will tell
+            pass
 
     def close(self) -> None:
         while self.files:

@@ -17,20 +17,20 @@ from braceexpand import braceexpand
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.gopen import gopen
 
+from .collation import Sample, collate
 from .loaders import BatchLoader
 from .locations import Shard, Shards
 from .order import Purpose, philox
 from .panoptic import PanopticDataModule
-from .samples import Sample, SegmentDataset, collate
-from .shard_records import IMAGE_SUFFIXES, MAX_SAMPLE_BYTES, SUFFIXES, split_name
+from .samples import SegmentDataset
 from .shards import BadSample, RawSample
-from .tar_headers import TarFault, read_member
+from .tar_headers import TarFault
+from .tar_streams import stream_samples
 
 log = logging.getLogger(__name__)
 
-NO_END = 2**62  # the length of a stream is not known
 MAX_FAILURES = 100  # sources that gave nothing, one after another
-SKIP, SKIPPED_BITS = 2**20, 32
+PASS_BITS = 32  # of an address, for the passes of a run
 
 
 class Streamed(NamedTuple):
@@ -45,47 +45,6 @@ class Streamed(NamedTuple):
 
     def read(self) -> RawSample:
         return self.raw
-
-
-class ForwardReader:
-    """Reads by position from a stream, where each position lies behind the one before."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream, self.position = stream, 0
-
-    def __call__(self, offset: int, size: int) -> bytes:
-        assert offset >= self.position
-        while self.position < offset:
-            if not (skipped := self.stream.read(min(SKIP, offset - self.position))):
-                return b""
-            self.position += len(skipped)
-        data = bytearray()
-        while len(data) < size and (more := self.stream.read(size - len(data))):
-            data += more
-        self.position += len(data)
-        return bytes(data)
-
-
-def stream_samples(stream: Any, stem: str) -> Iterator[RawSample]:
-    """Samples with an image, of a tar as it arrives; TarFault where it breaks off, before the
-    sample that it breaks off in. A suffix that a key has twice ends the sample there."""
-    read, position = ForwardReader(stream), 0
-    last, members = "", dict[str, bytes]()
-    while True:
-        member, position = read_member(read, position, NO_END)
-        key, suffix = split_name(member.name) if member else ("", "")
-        if member and (not member.is_file or not key or suffix not in SUFFIXES):
-            continue
-        if member is None or key != last or suffix in members:
-            if any(suffix in members for suffix in IMAGE_SUFFIXES):
-                yield RawSample(f"{stem}/{last}", members)
-            last, members = key, {}
-        if member is None:
-            return
-        if member.size <= MAX_SAMPLE_BYTES:
-            members[suffix] = read(member.data, member.size)
-            if len(members[suffix]) < member.size:
-                raise TarFault("cut inside a member", read.position)
 
 
 class StreamingDataset(IterableDataset[Sample]):
@@ -110,14 +69,14 @@ class StreamingDataset(IterableDataset[Sample]):
         worker = get_worker_info()
         number, num = (worker.id, worker.num_workers) if worker else (0, 1)
         place, step = self.rank * num + number, self.world_size * num
-        sub = (self.start << SKIPPED_BITS) + self.num_passes
+        sub = (self.start << PASS_BITS) + self.num_passes
         self.num_passes += 1
         words = philox(self.dataset.seed, Purpose.STREAMING, place, sub)
         rng = np.random.Generator(words)
         index, bad = self.start + place, list[str]()
         for found in self.shuffle(self.draw(rng, bad), rng):
             try:
-                yield self.dataset.load(found, index, bad)
+                yield self.dataset.load(found, index, list(bad))
             except BadSample as reason:
                 bad.append(f"{found.shard.stem}: {reason}")
                 continue
@@ -195,6 +154,12 @@ class StreamingDataModule(PanopticDataModule):
         **options: Any,
     ) -> None:
         super().__init__(shards, **options)
+        if self.skip is not None:
+            raise ValueError("datamodule.skip: streaming knows no index to leave samples out of")
+        if self.buckets is not None:
+            raise ValueError("datamodule.buckets: streaming knows no index with sizes of images")
+        if self.encoded is not None:
+            raise ValueError("datamodule.encodings: streaming knows no index to find them by")
         self.samples_per_epoch, self.buffer_size = samples_per_epoch, buffer_size
         for name, value in (("samples_per_epoch", samples_per_epoch), ("buffer_size", buffer_size)):
             if value < 1:
@@ -213,7 +178,7 @@ class StreamingDataModule(PanopticDataModule):
 
     def setup(self, stage: str) -> None:
         if self.val_records is None and self.val_shards is not None:
-            self.val_records = self._index(self.val_shards)
+            self.val_records = self.open_records(self.val_shards)
 
     def train_dataloader(self) -> StreamingLoader:  # type: ignore[override]
         rank, world_size = self.rank()
