@@ -7,19 +7,19 @@ from contextlib import contextmanager
 
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from spatext.tools.help_text import register_resolvers
 
 register_resolvers()  # of conf/hydra/help/
 
-USER_ERRORS = (
-    ValueError,
-    FileNotFoundError,
-    FileExistsError,
-    FloatingPointError,
-    MisconfigurationException,
-)
+USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError)
+LIGHTNING = "pytorch_lightning.utilities.exceptions"
+
+
+def user_errors() -> tuple[type[BaseException], ...]:
+    """Lightning's too if it is loaded: commands that do not train start without those seconds."""
+    lightning = sys.modules.get(LIGHTNING)
+    return (*USER_ERRORS, *([lightning.MisconfigurationException] if lightning else []))
 
 
 @contextmanager
@@ -31,9 +31,9 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (*USER_ERRORS, InstantiationException) as error:
+    except Exception as error:
         cause = root_cause(error)
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(cause, USER_ERRORS):
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(cause, user_errors()):
             raise
         message = " ".join(str(cause).split())
         print(f"error: {message}", file=sys.stderr)

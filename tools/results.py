@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pytorch_lightning.utilities import rank_zero_only
-
 from spatext.callbacks.stops import (
     EXIT_GAVE_UP,
     EXIT_HUNG,
@@ -17,8 +15,8 @@ from spatext.callbacks.stops import (
     EXIT_PREEMPTED,
     Stop,
 )
+from spatext.datamodules.documents import write_text
 from spatext.tools.console import root_cause
-from spatext.tools.provenance import write_text
 
 FILE = "result.json"
 OK, FAILED, PREEMPTED, HUNG = "ok", "failed", "preempted", "hung"
@@ -134,6 +132,8 @@ def recorded(
 
 def is_rank_zero() -> bool:
     """By the environment until there is a trainer, then by what Lightning has found."""
+    from pytorch_lightning.utilities import rank_zero_only  # seconds, for commands without it
+
     return getattr(rank_zero_only, "rank", 0) == 0
 
 

@@ -17,9 +17,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from spatext.tools.console import USER_ERRORS, one_line_errors
+from spatext.tools.console import one_line_errors, user_errors
 from spatext.tools.launch_command import quoted
-from spatext.tools.ranks import outside_ranks
 from spatext.tools.results import FAILED, Result, read_result, write_result
 from spatext.tools.sweep_command import make_return, trial_config, trial_folder
 
@@ -73,7 +72,7 @@ class TrialSweeper(Sweeper):
         submitit raises where a job was killed."""
         try:
             return self.launcher.launch(batch, initial_job_idx=first)
-        except USER_ERRORS:
+        except user_errors():
             raise
         except Exception as error:
             log.exception("the launcher lost trials %d to %d", first, first + len(batch) - 1)
@@ -104,6 +103,8 @@ class TrialSweeper(Sweeper):
 
 
 def refuse_outside_ranks() -> None:
+    from spatext.tools.ranks import outside_ranks  # Lightning, which takes seconds
+
     if ranks := outside_ranks():
         raise ValueError(
             f"--multirun under {ranks.launcher}, which started {ranks.world_size} processes: each "
