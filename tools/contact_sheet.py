@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from spatext.datamodules.documents import atomic_path
+from spatext.callbacks.jobs import Job
+from spatext.datamodules.documents import write_text
 from spatext.datamodules.drawing import (
-    INK,
     MIN_SIDE,
     PAPER,
     colour,
@@ -23,9 +23,10 @@ from spatext.datamodules.drawing import (
     overlay,
     save_png,
 )
+from spatext.datamodules.lettering import INK
 from spatext.datamodules.scenes import Scene
 from spatext.tools.recipes import brief_recipe, dump_recipe
-from spatext.tools.sample_jobs import AXES, Job, grouped
+from spatext.tools.sample_jobs import AXES, grouped
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 
@@ -69,8 +70,7 @@ def write_sheets(folder: Path, jobs: Sequence[Job], origin: Mapping[str, Any]) -
     save_png(folder / "grid.png", grid(rows))
     if len(rows) < len(sections):
         print(f"grid.png shows {len(rows)} of {len(sections)} scenes, index.html all")
-    with atomic_path(folder / "index.html") as temporary:
-        temporary.write_text(page(sections, len(jobs)), encoding="utf-8")
+    write_text(folder / "index.html", page(sections, len(jobs)))
 
 
 def layout_file(scene: Scene) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from hydra.utils import instantiate
@@ -12,18 +12,26 @@ from omegaconf.errors import OmegaConfBaseException
 from spatext.callbacks.checkpoint_files import read
 from spatext.modules.spatext import SpaText, check_embeddings
 
+Weights = Literal["ema", "raw"]
+
 
 def load_model(
-    checkpoint: str | Path, *, device: str = "cpu", overrides: Sequence[str] = ()
+    checkpoint: str | Path,
+    *,
+    device: str = "cpu",
+    overrides: Sequence[str] = (),
+    weights: Weights = "ema",
 ) -> SpaText:
-    """The averaged weights of a SpaText checkpoint, in evaluation mode.
+    """The averaged weights of a SpaText checkpoint, or the "raw" ones, in evaluation mode. Both are
+    the same where the run kept no average.
 
     The configuration is the one stored in the checkpoint; `overrides` (`module.backbone.path=...`)
     change it, for folders that have moved. Raises FileNotFoundError and ValueError where the file
     is not a SpaText checkpoint or does not fit the configured model.
     """
     path = Path(checkpoint)
-    state = read_checkpoint(path, "checkpoint")
+    state = read_checkpoint(path, "checkpoint", training=weights == "raw")
+    state["state_dict"] = state.pop("current_model_state", state["state_dict"])
     config = override(OmegaConf.create(state["config"]), overrides)
     model = instantiate(config.module, _convert_="all")
     if not isinstance(model, SpaText):
@@ -34,9 +42,11 @@ def load_model(
     return model.eval().requires_grad_(False).to(device)
 
 
-def read_checkpoint(path: Path, option: str, *, checksums: bool = False) -> dict[str, Any]:
-    """The content of a checkpoint of spatext-train, without the weights that only training needs;
-    its tensors stay on disk until they are used.
+def read_checkpoint(
+    path: Path, option: str, *, checksums: bool = False, training: bool = False
+) -> dict[str, Any]:
+    """The content of a checkpoint of spatext-train, with `training` also the weights that only
+    training needs; its tensors stay on disk until they are used.
 
     FileNotFoundError or ValueError, which name `option`, for anything else and for a cut one;
     `checksums` finds a changed one too, which means to read all of it.
@@ -45,7 +55,7 @@ def read_checkpoint(path: Path, option: str, *, checksums: bool = False) -> dict
     if not path.exists():
         raise FileNotFoundError(f"{option}={path}: no such file, {expected}")
     try:
-        state = read(path, checksums=checksums, training=False)
+        state = read(path, checksums=checksums, training=training)
     except ValueError as error:
         raise ValueError(f"{option}={path}: {error}, {expected}") from None
     if "config" not in state:

@@ -2,7 +2,6 @@
 
 import re
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -14,10 +13,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from spatext.datamodules.documents import is_int
-from spatext.datamodules.scenes import Scene, load_scenes
+from spatext.callbacks.jobs import Job, check_counts, check_sizes, make_batches, make_jobs
+from spatext.callbacks.remarks import remarks
+from spatext.datamodules.scenes import load_scenes
 from spatext.modules.generate import Sampling, make_scheduler
-from spatext.modules.spatext import SpaText
 from spatext.tools.console import check_complete, one_line_errors
 from spatext.tools.contact_sheet import count, write_sheets
 from spatext.tools.loading import load_model, pick_device, read_checkpoint
@@ -30,14 +29,7 @@ from spatext.tools.recipes import (
     read_recipe,
     same_picture,
 )
-from spatext.tools.sample_jobs import (
-    Job,
-    Painter,
-    make_batches,
-    make_jobs,
-    read_scale_grid,
-)
-from spatext.tools.text_limits import cut_texts
+from spatext.tools.sample_jobs import Painter, read_scale_grid
 
 
 @dataclass(frozen=True)
@@ -61,7 +53,7 @@ def sample_scenes(cfg: DictConfig) -> list[Path]:
     step = int(read_checkpoint(Path(plan.checkpoint), "checkpoint").get("global_step", 0))
     model = load_model(plan.checkpoint, overrides=plan.overrides)
     scenes = list({job.scene.name: job.scene for job in plan.jobs}.values())
-    check_sizes(scenes, model)
+    check_sizes(scenes, model.backbone.multiple)
     trainer = make_trainer(cfg, plan, folder)
     origin = make_origin(
         sampling=plan.sampling,
@@ -93,7 +85,7 @@ def plan_anew(cfg: DictConfig) -> Plan:
     check_complete(cfg)
     scenes = load_scenes(as_value(cfg.scene))
     sampling: Sampling = instantiate(cfg.sampling, _convert_="all")
-    check_counts(cfg)
+    check_counts(seed=cfg.seed, num_images=cfg.num_images, batch_size=cfg.batch_size)
     scales = read_scale_grid(as_value(cfg.scale_grid))
     if scales != [None]:
         sampling = replace(sampling, form="full")
@@ -121,7 +113,7 @@ def plan_again(cfg: DictConfig) -> Plan:
     }
     for name in (name for name, given in decided.items() if given):
         raise ValueError(f"{name}: given beside recipe={cfg.recipe}, which decides it")
-    check_counts(cfg)
+    check_counts(seed=cfg.seed, num_images=cfg.num_images, batch_size=cfg.batch_size)
     recorded = OmegaConf.is_missing(cfg, "checkpoint")
     return Plan(
         jobs=[Job(recipe["scene"], recipe["seed"], recipe["scales"])],
@@ -131,14 +123,6 @@ def plan_again(cfg: DictConfig) -> Plan:
         precision=recipe["precision"],
         recipe=recipe,
     )
-
-
-def check_counts(cfg: DictConfig) -> None:
-    for name in ("num_images", "batch_size"):
-        if not is_int(cfg[name]) or cfg[name] < 1:
-            raise ValueError(f"{name}={cfg[name]}: expected at least 1")
-    if cfg.seed is not None and not is_int(cfg.seed):
-        raise ValueError(f"seed={cfg.seed}: expected a whole number or null")
 
 
 def check_options(cfg: DictConfig, plan: Plan) -> Path:
@@ -157,24 +141,6 @@ def check_options(cfg: DictConfig, plan: Plan) -> Path:
             f"out={folder}: {error.strerror or error}, expected a folder to write to"
         ) from None
     return folder
-
-
-def check_sizes(scenes: Sequence[Scene], model: SpaText) -> None:
-    """Every side must be a multiple of what the denoiser halves it by."""
-    multiple = model.backbone.multiple
-    for scene in scenes:
-        if any(side % multiple for side in scene.size):
-            raise ValueError(
-                f"scene {scene.name}: size {scene.size[0]}x{scene.size[1]}, expected multiples of "
-                f"{multiple} for this model"
-            )
-
-
-def remarks(model: SpaText, scenes: Sequence[Scene], sampling: Sampling) -> list[str]:
-    """What scenes say in vain."""
-    deaf = [scene.name for scene in scenes if scene.scales and sampling.form == "fast"]
-    lines = [f"scene {name}: scales have no effect without sampling.form=full" for name in deaf]
-    return lines + cut_texts(model, scenes, sampling)
 
 
 def compare(cfg: DictConfig, plan: Plan, origin: dict[str, Any]) -> list[str]:

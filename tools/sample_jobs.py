@@ -1,8 +1,7 @@
-"""What is to be painted, in which batches, and by which process."""
+"""What is to be painted at which scales, and by which process."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from spatext.callbacks.images import paint_scenes
+from spatext.callbacks.jobs import Job
 from spatext.datamodules.documents import brief, is_int
 from spatext.datamodules.drawing import save_png
 from spatext.datamodules.scenes import Scene
@@ -20,42 +20,6 @@ from spatext.modules.spatext import SpaText
 from spatext.tools.recipes import RECIPE, dump_recipe
 
 AXES = ("text", "segments")  # of a grid of scales: to the right, and down
-
-
-@dataclass(frozen=True)
-class Job:
-    """One picture. `scales` None: those of the scene or of the sampling."""
-
-    scene: Scene
-    seed: int
-    scales: Mapping[str, float] | None = None
-
-    @property
-    def file(self) -> str:
-        scales = "".join(f"-{name}{value:g}" for name, value in (self.scales or {}).items())
-        return f"{self.scene.name}-{self.seed}{scales}.png"
-
-
-def make_jobs(
-    scenes: Sequence[Scene],
-    seed: int | None,
-    num_images: int,
-    scales: Sequence[Mapping[str, float] | None],
-) -> list[Job]:
-    """Scenes x seeds x scales; `seed` None starts at the scene's own.
-
-    ValueError where a seed would leave its range.
-    """
-    jobs = []
-    for scene in scenes:
-        first = scene.seed if seed is None else seed
-        if not 0 <= first <= 2**63 - num_images:
-            raise ValueError(
-                f"seed: found {first} for {num_images} images of scene {scene.name}, expected "
-                "0 <= seed and seed + num_images <= 2^63"
-            )
-        jobs += [Job(scene, first + i, pair) for i in range(num_images) for pair in scales]
-    return jobs
 
 
 def read_scale_grid(value: Any) -> list[Mapping[str, float] | None]:
@@ -80,23 +44,6 @@ def _read_axis(name: str, value: Any) -> list[float]:
             "each once, such as [0, 1, 3, 5]"
         )
     return [float(x) for x in numbers]
-
-
-def make_batches(jobs: Sequence[Job], done: Sequence[bool], batch_size: int) -> list[list[Job]]:
-    """Jobs of one size together, up to `batch_size`, whatever their scenes; `done` ones left out.
-
-    They are left out last, so that what a stopped command had painted does not change who is in a
-    batch with whom: rounding depends on it.
-    """
-    by_size: dict[tuple[int, int], list[tuple[Job, bool]]] = {}
-    for job, finished in zip(jobs, done, strict=True):
-        by_size.setdefault(job.scene.size, []).append((job, finished))
-    batches = [
-        [job for job, finished in pairs[start : start + batch_size] if not finished]
-        for pairs in by_size.values()
-        for start in range(0, len(pairs), batch_size)
-    ]
-    return [batch for batch in batches if batch]
 
 
 class Painter(pl.LightningModule):

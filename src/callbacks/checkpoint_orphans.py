@@ -14,20 +14,21 @@ def hidden(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}@{socket.gethostname()}@{os.getpid()}.{kind}")
 
 
-def sweep_orphans(folder: Path | str) -> list[str]:
+def sweep_orphans(folder: Path | str, name: str = "*") -> list[str]:
     """Delete what killed writers left; give back a checkpoint that they were replacing.
 
-    To be called before this process writes. An orphan's writer is dead, or is this process's
-    number in an earlier life, or, on another host, has not written since this process started.
+    `name` is a glob of what they wrote. To be called before this process writes. An orphan's
+    writer is dead, or is this process's number in an earlier life, or, on another host, has not
+    written since this process started.
     """
     swept = []
-    for path in Path(folder).glob(".*@*@*.*"):
+    for path in Path(folder).glob(f".{name}@*@*.*"):
         stem, _, kind = path.name.removeprefix(".").rpartition(".")
-        name, host, pid = stem.rsplit("@", 2)
+        own, host, pid = stem.rsplit("@", 2)
         if kind not in ("tmp", "old") or not pid.isdigit() or is_written(path, host, int(pid)):
             continue
-        if kind == "old" and not path.with_name(name).exists():
-            path.rename(path.with_name(name))
+        if kind == "old" and not path.with_name(own).exists():
+            path.rename(path.with_name(own))
         else:
             discard(path)
         swept.append(path.name)

@@ -1,6 +1,9 @@
 """Write what a finished run is for into a folder that other runs load."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from glob import escape
 from itertools import islice
 from pathlib import Path
 
@@ -9,6 +12,9 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import move_data_to_device
 from safetensors.torch import load_file, save_file
+
+from .checkpoint_orphans import hidden, sweep_orphans
+from .checkpoint_writer import publish
 
 
 class Export(Callback):
@@ -30,17 +36,38 @@ class Export(Callback):
             data.on_after_batch_transfer(move_data_to_device(batch, pl_module.device), 0)
             for batch in islice(data.train_dataloader(), self.num_batches)
         ]
-        temporary = self.folder.with_name(self.folder.name + ".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
         pl_module.eval()
-        pl_module.save_pretrained(temporary, batches)  # type: ignore[operator]
-        if self.half:
-            halve(temporary)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for part in temporary.iterdir():
-            shutil.rmtree(self.folder / part.name, ignore_errors=True)
-            part.rename(self.folder / part.name)
-        temporary.rmdir()
+        with temporary_folder(self.folder) as temporary:
+            pl_module.save_pretrained(temporary, batches)  # type: ignore[operator]
+            if self.half:
+                halve(temporary)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for part in temporary.iterdir():
+                shutil.rmtree(self.folder / part.name, ignore_errors=True)
+                part.rename(self.folder / part.name)
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path`, gone after the block; what a kill left there goes first, or
+    comes back where it was being replaced."""
+    sweep_orphans(path.parent, escape(path.name))
+    temporary = hidden(path, "tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `path` at the end of the block. Where that
+    raises, what was there before stays as it was. A link is followed."""
+    path = path.resolve()
+    with temporary_folder(path) as temporary:
+        yield temporary
+        publish(temporary, path)
 
 
 def halve(folder: Path) -> None:

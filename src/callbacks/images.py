@@ -34,8 +34,23 @@ def paint_scenes(
     scales: Sequence[Mapping[str, float]] | None = None,
     on_step: OnStep | None = None,
 ) -> UInt8[np.ndarray, "n h w 3"]:
-    """One image of each scene, in one batch: image i is a function of scenes[i], seeds[i] and
-    scales[i] alone.
+    """The pixels of `sample_scenes`."""
+    images = sample_scenes(model, scenes, seeds, sampling, scales=scales, on_step=on_step)
+    return to_pixels(images).numpy()
+
+
+def sample_scenes(
+    model: SpaText,
+    scenes: Sequence[Scene],
+    seeds: Int64[Tensor, " n"],
+    sampling: Sampling,
+    *,
+    scales: Sequence[Mapping[str, float]] | None = None,
+    on_step: OnStep | None = None,
+    latent: bool = False,
+) -> Float[Tensor, "n c i j"]:
+    """One image of each scene, in one batch, or with `latent` its x_0: image i is a function of
+    scenes[i], seeds[i] and scales[i] alone.
 
     `scales`, for form "full", go before those of the scene, and these before those of `sampling`.
     `on_step` is that of `sample`: (step, x_t, x_0_hat); what it raises ends the painting. Raises
@@ -48,7 +63,7 @@ def paint_scenes(
                 f"scene {scene.name}: size {scene.size[0]}x{scene.size[1]}, expected "
                 f"{scenes[0].size[0]}x{scenes[0].size[1]} as the others of its batch"
             )
-    images = generate(
+    return generate(
         model,
         [scene.prompt for scene in scenes],
         torch.from_numpy(np.stack([scene.ids() for scene in scenes])),
@@ -57,8 +72,8 @@ def paint_scenes(
         sampling,
         on_step,
         controls=scene_controls(scenes, merge_scales(scenes, sampling, scales)),
+        latent=latent,
     )
-    return to_pixels(images).numpy()
 
 
 def scene_controls(

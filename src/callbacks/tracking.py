@@ -15,7 +15,7 @@ from lightning_fabric.loggers.logger import _DummyExperiment, rank_zero_experime
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from ..datamodules.documents import atomic_path
+from ..datamodules.documents import write_text
 from .redact import redact
 
 log = logging.getLogger(__name__)
@@ -191,8 +191,7 @@ class Tracker(Logger):
     def _run_id(self) -> str:
         if not (self.resume and self.version):
             self.resume = True  # a second attempt is the same run
-            with atomic_path(self.folder / RUN_ID) as temporary:
-                temporary.write_text(secrets.token_hex(4))
+            write_text(self.folder / RUN_ID, secrets.token_hex(4))
         assert self.version is not None
         return self.version
 

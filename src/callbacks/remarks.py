@@ -1,18 +1,26 @@
-"""Texts that a text encoder does not read to their end."""
+"""What scenes say in vain: scales that are not asked, texts that are not read to their end."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from spatext.datamodules.scenes import Scene
-from spatext.modules.generate import Sampling
-from spatext.modules.spatext import SpaText
+from ..datamodules.scenes import Scene
+from ..modules.generate import Sampling
+from ..modules.spatext import SpaText
 
 MAX_SHOWN = 400  # letters of what is cut off; our choice
 
 
+def remarks(model: SpaText, scenes: Sequence[Scene], sampling: Sampling) -> list[str]:
+    """Lines to warn with before these are painted."""
+    deaf = [scene.name for scene in scenes if scene.scales and sampling.form == "fast"]
+    lines = [f"scene {name}: scales have no effect without sampling.form=full" for name in deaf]
+    return lines + cut_texts(model, scenes, sampling)
+
+
 def cut_texts(model: SpaText, scenes: Iterable[Scene], sampling: Sampling) -> list[str]:
     """One line for each text of a scene that is cut, with the part that is."""
-    tokenizer, clip = model.backbone.tokenizer, model.clip.tokenizer
+    backbone: Any = model.backbone
+    tokenizer, clip = backbone.tokenizer, model.clip.tokenizer
     lines = []
     for scene in scenes:
         appended = sampling.append_texts and scene.texts
