@@ -13,6 +13,7 @@ import logging
 import random
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,3 +49,42 @@ def clean_state() -> Iterator[None]:
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
     torch.set_default_dtype(torch.float32)
+
+
+# What takes seconds to import is imported by who asks for it.
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base folder as tests/tiny.py writes it; nothing may be changed in it."""
+    from tiny import write_base
+
+    return write_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of tests/runs.py; who writes in it takes a name of their own."""
+    from runs import make_workspace
+
+    return make_workspace(tmp_path_factory.mktemp("workspace"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(workspace: Path) -> Path:
+    """Of a run of two steps, after which the averaged weights are not the last ones."""
+    from runs import latent, run
+
+    options = ("trainer.max_steps=2", "datamodule.val_shards=null", "module.optimizer.lr=0.01")
+    run(latent(workspace, workspace / "run", *options))
+    return workspace / "run" / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def launch_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With conf/, to run in."""
+    from launch_runs import write_conf
+
+    folder = tmp_path_factory.mktemp("launch")
+    write_conf(folder / "conf")
+    return folder

@@ -86,11 +86,5 @@ def picture(client: httpx.Client, job: dict[str, Any]) -> np.ndarray:
     return pixels(answer.content)
 
 
-def png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
 def pixels(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)))

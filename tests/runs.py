@@ -1,6 +1,5 @@
 """Runs of the real commands on tiny models and a small shapes world, composed as users do it."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
 
+import tables
 from spatext.callbacks.checkpoint_files import read
 from spatext.tools.shapes import Plan, write_shapes
 from spatext.tools.train import train
@@ -79,15 +79,7 @@ def load_last(run_dir: Path) -> dict[str, Any]:
 
 
 def read_metrics(run_dir: Path, name: str = "metrics.csv") -> dict[str, dict[int, float]]:
-    """{metric: {step: value}} of the run's log."""
-    metrics: dict[str, dict[int, float]] = {}
-    with (run_dir / "logs" / name).open() as file:
-        for row in csv.DictReader(file):
-            step = int(row.pop("step"))
-            for metric, value in row.items():
-                if value:
-                    metrics.setdefault(metric, {})[step] = float(value)
-    return metrics
+    return tables.read_metrics(run_dir / "logs" / name)
 
 
 class Witness(Callback):

@@ -33,6 +33,8 @@ GROUPS = {
     "sample": ("sampling", "trainer"),
     "app": ("sampling",),
     "embed": (),
+    "annotate": (),
+    "cache": (),
     "priors": (),
 }
 CALLS = [(name, []) for name in GROUPS] + [

@@ -14,7 +14,7 @@ import torch
 
 import spatext.conf
 from datamodules.pair_folders import make_rows, write_rows
-from runs import latent, make_workspace, run, shared
+from runs import latent, run, shared
 from spatext.modules.networks.clip import Clip
 from tiny import EMBED_DIM, MAX_LENGTH
 
@@ -55,9 +55,36 @@ def exporting(workspace: Path, run_dir: Path) -> list[str]:
     return [*shared(workspace, run_dir), f"callbacks.export.folder={run_dir / 'export'}"]
 
 
+def on_stable_diffusion(workspace: Path, run_dir: Path) -> list[str]:
+    """With the workspace in the place of the published models."""
+    return [
+        *shared(workspace, run_dir),
+        "trainer=cpu",
+        "trainer.precision=32-true",
+        f"module.backbone.path={workspace / 'base'}",
+        f"module.backbone.embed_dim={EMBED_DIM}",
+        f"module.clip.name=local-dir:{workspace / 'base' / 'clip'}",
+        "module.clip.pretrained=null",
+    ]
+
+
 # How each experiment is brought to the size of tests/tiny.py. A new one needs its line here.
 TINY: dict[str, Callable[[Path, Path], list[str]]] = {
     "demo_latent": latent,
+    "latent_sd15": on_stable_diffusion,
+    "latent_sd15_lora": on_stable_diffusion,
+    "latent_sd21_768": lambda workspace, run_dir: [
+        *on_stable_diffusion(workspace, run_dir),
+        "module.backbone.prediction_type=null",  # the workspace predicts epsilon
+    ],
+    "latent_sd21_base": on_stable_diffusion,
+    "latent_tiny": lambda workspace, run_dir: [  # with its own model
+        f"run_dir={run_dir}",
+        "num_threads=1",
+        f"datamodule.shards={workspace / 'train'}",
+        "datamodule.batch_size=2",
+        "callbacks.progress.refresh_rate=0",
+    ],
     "prior_mlp_tiny": lambda workspace, run_dir: [
         *pairs(workspace, run_dir),
         f"base={workspace / 'base'}",
@@ -95,16 +122,14 @@ TINY: dict[str, Callable[[Path, Path], list[str]]] = {
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards, a base model, and pairs as its CLIP might have embedded them."""
-    folder = make_workspace(tmp_path_factory.mktemp("workspace"))
+def workspace(workspace: Path) -> Path:
+    """And pairs as its CLIP might have embedded them."""
     rows = make_rows("shapes", 24)
     embeds = np.random.default_rng(0).normal(size=(24, EMBED_DIM)).astype(np.float32)
-    clip = Clip(f"local-dir:{folder / 'base' / 'clip'}")
-    write_rows(
-        folder / "pairs", "shapes", replace(rows, image_embeds=embeds), fingerprint=clip.fingerprint
-    )
-    return folder
+    clip = Clip(f"local-dir:{workspace / 'base' / 'clip'}")
+    rows = replace(rows, image_embeds=embeds)
+    write_rows(workspace / "pairs", "shapes", rows, fingerprint=clip.fingerprint)
+    return workspace
 
 
 def test_the_table_has_every_experiment() -> None:

@@ -9,25 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from launch_runs import Run, probes, same_job, write_conf
+from launch_runs import Run, probes, same_job
 
 TRAIN = (sys.executable, "-m", "spatext.tools.train")
 SCRIPT = (sys.executable, str(Path(sys.executable).with_name("spatext-train")))
 AWKWARD = "run 'a', {b}=c"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("launch")
-    write_conf(folder / "conf")
-    return folder
-
-
 @pytest.mark.slow
-def test_a_single_run(folder: Path) -> None:
+def test_a_single_run(launch_folder: Path) -> None:
     """By the console script, with flags after overrides, another working directory and values that
     Hydra's grammar has to be told about."""
-    cwd = folder / "single"
+    cwd = launch_folder / "single"
     run = Run(
         cwd,
         *SCRIPT,
@@ -36,7 +29,7 @@ def test_a_single_run(folder: Path) -> None:
         "+tags=[a b,'c']",
         'hydra.run.dir="' + AWKWARD + '"',
         *("hydra.job.chdir=true", "num_threads=3"),
-        *("--config-dir", str(folder / "conf"), "--config-name", "train"),
+        *("--config-dir", str(launch_folder / "conf"), "--config-name", "train"),
     )
     code, output = run.finish()
     assert code == 0, output
@@ -56,12 +49,12 @@ def test_a_single_run(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_jobs_in_one_process_of_which_one_fails(folder: Path) -> None:
+def test_two_jobs_in_one_process_of_which_one_fails(launch_folder: Path) -> None:
     """Hydra's own sweeper and launcher."""
-    cwd = folder / "sweep"
+    cwd = launch_folder / "sweep"
     sweep = Run(
         cwd,
-        *(*TRAIN, "-m", "--config-dir", str(folder / "conf")),
+        *(*TRAIN, "-m", "--config-dir", str(launch_folder / "conf")),
         *("hydra/launcher=basic", "hydra/sweeper=basic", "experiment=weights"),
         "callbacks.probe.fail_rank=null,1",
         *("+note='x=1, y'", "+number=${hydra:job.num}"),
@@ -90,11 +83,11 @@ def test_two_jobs_in_one_process_of_which_one_fails(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_end_with_a_parent_that_is_killed(folder: Path) -> None:
-    run_dir = folder / "killed"
+def test_ranks_end_with_a_parent_that_is_killed(launch_folder: Path) -> None:
+    run_dir = launch_folder / "killed"
     run = Run(
-        folder,
-        *(*TRAIN, "--config-dir", str(folder / "conf"), "experiment=weights"),
+        launch_folder,
+        *(*TRAIN, "--config-dir", str(launch_folder / "conf"), "experiment=weights"),
         *(f"run_dir={run_dir}", "callbacks.probe.hang_rank=1", "+callbacks.probe.at=0"),
     )
     try:

@@ -6,27 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from launch_runs import Run, same_job, write_conf
+from launch_runs import Run, same_job
 from runs import compose_config
 from spatext.tools.train import train
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("outside")
-    write_conf(folder / "conf")
-    return folder
-
-
 @pytest.mark.slow
-def test_torchrun_and_its_restart(folder: Path) -> None:
+def test_torchrun_and_its_restart(launch_folder: Path) -> None:
     """Rank 1 fails at step 3 of the first attempt; the checkpoint of step 2 is there."""
-    cwd = folder / "torchrun"
+    cwd = launch_folder / "torchrun"
     run = Run(
         cwd,
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
         *("--max-restarts=1", "-m", "spatext.tools.train"),
-        *("--config-dir", str(folder / "conf"), "experiment=weights"),
+        *("--config-dir", str(launch_folder / "conf"), "experiment=weights"),
         *("callbacks.probe.fail_rank=1", "+callbacks.probe.at=3"),
     )
     code, output = run.finish()
@@ -42,13 +35,13 @@ def test_torchrun_and_its_restart(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_with_other_options_are_refused(folder: Path) -> None:
+def test_ranks_with_other_options_are_refused(launch_folder: Path) -> None:
     """Here of the time; a sweeper that draws would do the same to hyper-parameters."""
-    run_dir = folder / "options"
+    run_dir = launch_folder / "options"
     run = Run(
-        folder,
+        launch_folder,
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
-        *("-m", "spatext.tools.train", "--config-dir", str(folder / "conf")),
+        *("-m", "spatext.tools.train", "--config-dir", str(launch_folder / "conf")),
         *("experiment=weights", f"run_dir={run_dir}", "+note='${now:%f}'"),
     )
     code, output = run.finish()
@@ -59,14 +52,14 @@ def test_ranks_with_other_options_are_refused(folder: Path) -> None:
 
 
 def test_other_devices_than_processes_are_refused(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    launch_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of them would train alone."""
-    run_dir = folder / "devices"
+    run_dir = launch_folder / "devices"
     config = compose_config(
         "train",
         [
-            f"hydra.searchpath=[file://{folder / 'conf'}]",
+            f"hydra.searchpath=[file://{launch_folder / 'conf'}]",
             *("experiment=weights", "trainer=cpu", f"run_dir={run_dir}"),
         ],
     )
@@ -83,12 +76,12 @@ def test_other_devices_than_processes_are_refused(
 
 
 @pytest.mark.slow
-def test_submitits_local_executor(folder: Path) -> None:
-    cwd = folder / "submitit"
+def test_submitits_local_executor(launch_folder: Path) -> None:
+    cwd = launch_folder / "submitit"
     sweep = Run(
         cwd,
         *(sys.executable, "-m", "spatext.tools.train", "-m"),
-        *("--config-dir", str(folder / "conf"), "experiment=weights", "module.lr=0.1,0.2"),
+        *("--config-dir", str(launch_folder / "conf"), "experiment=weights", "module.lr=0.1,0.2"),
         *("hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2"),
     )
     code, output = sweep.finish()

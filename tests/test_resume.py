@@ -6,16 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from runs import latent, load_last, make_workspace, read_metrics, run
+from runs import latent, load_last, read_metrics, run
 from spatext.callbacks.checkpoint_files import read
 
 NUM_STEPS, STOPPED_AT = 6, 3
 NEVER = ("callbacks.checkpoint.every_n_train_steps=1000",)
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_workspace(tmp_path_factory.mktemp("workspace"))
 
 
 def train_to(step: int, workspace: Path, run_dir: Path, *overrides: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What trackers and the disk hold of a run: one training, and its resume, read back."""
 
-import csv
 import json
 import os
 import subprocess
@@ -15,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from runs import latent, make_workspace, read_metrics, run
 from spatext.callbacks.curves import read_curves
+from tables import read_rows
 from tiny import SIZE
 from wandb_logs import OfflineRun, offline_runs
 
@@ -161,8 +161,7 @@ def test_histograms_of_norms(run_dir: Path, both: list[OfflineRun]) -> None:
         rows = [r for r in both[0].history if f"norms/{name}_log10/values" in r]
         assert [row["trainer/global_step"] for row in rows] == [2, 4]
         assert all(sum(row[f"norms/{name}_log10/values"]) > 10 for row in rows)
-    with (run_dir / "norms.csv").open() as file:
-        layers = list(csv.DictReader(file))
+    layers = read_rows(run_dir / "norms.csv")
     assert sorted({int(row["step"]) for row in layers}) == [2, 4, 6, 8]
     assert (run_dir / "norms.png").is_file()
 
@@ -198,8 +197,7 @@ def test_the_disk_has_the_figures(run_dir: Path) -> None:
     names = sorted(path.name for path in (run_dir / "images").iterdir())
     kinds = (("scenes", "csv"), ("step", "png"))
     assert names == [f"{kind}-00000{n}.{end}" for kind, end in kinds for n in (4, 8)]
-    with (run_dir / "curves.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(run_dir / "curves.csv")
     assert [row["step"] for row in rows if row["train/loss"]] == [*map(str, range(2 * NUM_STEPS))]
     assert Image.open(run_dir / "curves.png").width > 600
 

@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +11,17 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import wandb
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from safetensors.torch import load_file
-from torch import Tensor
 from torch.testing import assert_close
-from transformers import CLIPTextModel
 
 import spatext
 from datamodules.tars import png, write_shard
-from runs import compose_config, fit, latent, load_last, make_workspace, read_metrics, run, shared
-from spatext.modules.networks.clip import Clip
+from runs import compose_config, fit, latent, load_last, read_metrics, run
 from spatext.tools.provenance import PACKAGES
-from tiny import CHANNELS, LATENT_SIZE
 
 NUM_STEPS = 16  # four epochs of four batches
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_workspace(tmp_path_factory.mktemp("workspace"))
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +37,6 @@ def config(workspace: Path) -> DictConfig:
 @pytest.fixture(scope="module")
 def results(config: DictConfig) -> dict[str, Any]:
     return fit(config)
-
-
-# --- the run -------------------------------------------------------------------------------------
 
 
 def test_loss_of_unseen_scenes_falls(config: DictConfig, results: dict[str, Any]) -> None:
@@ -87,9 +72,6 @@ def test_loudness_of_the_new_weights_is_logged_at_step_0(
         assert 0.01 < logged[name][0] < 100
 
 
-# --- the run folder ------------------------------------------------------------------------------
-
-
 def test_run_folder_holds_the_resolved_configuration(
     config: DictConfig, results: dict[str, Any]
 ) -> None:
@@ -120,9 +102,6 @@ def test_checkpoint_holds_the_configuration_and_the_trained_weights_alone(
     assert all(not torch.equal(average[name], current[name]) for name in average)
 
 
-# --- segments that are found ---------------------------------------------------------------------
-
-
 def blotches(seed: int) -> dict[str, bytes]:
     """A picture of smooth noise with a caption: no id map, no names."""
     coarse = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
@@ -149,9 +128,6 @@ def test_images_without_segments_train_with_the_graph_segmenter(
         assert batch["texts"] == [[""] * batch["valid"].shape[1]] * 4
 
 
-# --- trackers ------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_wandb_works_offline_inside_the_run_folder(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -172,100 +148,3 @@ def test_wandb_works_offline_inside_the_run_folder(
     assert b"demo-latent" in content  # name of the run, configuration
     assert read_metrics(run_dir)["train/loss"].keys() == {0, 1}  # and the table is still there
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-
-
-# --- the base model from scratch -----------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def scratch(workspace: Path) -> Path:
-    """The three parts of a base model, trained for three steps each into one folder."""
-    folder = workspace / "scratch"
-
-    def part(experiment: str, *overrides: str) -> None:
-        run(
-            [
-                f"experiment={experiment}",
-                *shared(workspace, workspace / experiment),
-                f"callbacks.export.folder={folder}",
-                "trainer.max_steps=3",
-                *overrides,
-            ]
-        )
-
-    tokenizer = workspace / "base" / "tokenizer"
-    part("shapes_clip", f"module.tokenizer.pretrained_model_name_or_path={tokenizer}")
-    part(
-        "shapes_autoencoder",
-        "module.model.down_block_types=[DownEncoderBlock2D,DownEncoderBlock2D]",
-        "module.model.up_block_types=[UpDecoderBlock2D,UpDecoderBlock2D]",
-        "module.model.block_out_channels=[8,16]",
-    )
-    part(
-        "shapes_text_to_image",
-        "trainer=cpu",  # one process
-        f"module.backbone.path={folder}",
-        "module.backbone.unet.block_out_channels=[16,16,32]",
-    )
-    return folder
-
-
-def averaged(workspace: Path, experiment: str, prefix: str) -> dict[str, Tensor]:
-    """The averaged weights of a run, which after three steps are not the current ones."""
-    checkpoint = load_last(workspace / experiment)
-    assert checkpoint["global_step"] == 3
-    assert any(
-        not torch.equal(value, checkpoint["current_model_state"][name])
-        for name, value in checkpoint["state_dict"].items()
-    )
-    return {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if prefix in k}
-
-
-def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """As exported weights are stored."""
-    return {name: value.half().contiguous() for name, value in state.items()}
-
-
-def test_clip_is_exported(workspace: Path, scratch: Path) -> None:
-    weights = averaged(workspace, "shapes_clip", "model.")
-    clip = Clip(f"local-dir:{scratch / 'clip'}")
-    exported = dict(clip.model.net.named_parameters())
-    assert_close(halved(exported), halved(weights), rtol=0, atol=0)
-    assert clip.embed_dim == 64
-    prior = load_file(scratch / "clip" / "linear_prior.safetensors")
-    assert (prior["weight"].shape, prior["bias"].shape) == ((64, 64), (64,))
-    text_encoder = CLIPTextModel.from_pretrained(scratch, subfolder="text_encoder")
-    found = text_encoder.get_input_embeddings().weight.data
-    assert_close(found, weights["token_embedding.weight"], rtol=1e-3, atol=1e-5)
-
-
-def test_autoencoder_is_exported(workspace: Path, scratch: Path) -> None:
-    vae = AutoencoderKL.from_pretrained(scratch, subfolder="vae")
-    weights = averaged(workspace, "shapes_autoencoder", "model.")
-    assert_close(halved(vae.state_dict()), halved(weights), rtol=0, atol=0)
-    assert vae.config.scaling_factor != 0.18215  # its own, not Stable Diffusion's
-
-
-def test_text_to_image_is_exported(workspace: Path, scratch: Path) -> None:
-    unet = UNet2DConditionModel.from_pretrained(scratch, subfolder="unet")
-    weights = averaged(workspace, "shapes_text_to_image", "backbone.unet.")
-    assert_close(halved(unet.state_dict()), halved(weights), rtol=0, atol=0)
-    assert unet.config.in_channels == CHANNELS
-    scheduler = json.loads((scratch / "scheduler" / "scheduler_config.json").read_text())
-    assert scheduler["prediction_type"] == "v_prediction"
-
-
-def test_spatext_starts_from_the_exported_model(
-    workspace: Path, scratch: Path, tmp_path: Path
-) -> None:
-    """Channels of the base keep their trained weights in the widened convolution."""
-    options = ("trainer.max_steps=1", "module.optimizer.lr=0.0", "module.backbone.embed_dim=64")
-    results = run(latent(workspace, tmp_path, f"base={scratch}", *options))
-    unet = UNet2DConditionModel.from_pretrained(scratch, subfolder="unet")
-    started = results["module"].backbone.unet.state_dict()
-    assert_close(started["conv_in.weight"][:, :CHANNELS], unet.conv_in.weight.data)
-    assert started["conv_in.weight"].shape[1] == CHANNELS + 64
-    rest = {k: v for k, v in unet.state_dict().items() if k != "conv_in.weight"}
-    assert_close(halved({k: started[k] for k in rest}), halved(rest), rtol=0, atol=0)
-    x_0 = results["module"].backbone.encode(torch.zeros(1, 3, 2 * LATENT_SIZE, 2 * LATENT_SIZE))
-    assert x_0.shape == (1, CHANNELS, LATENT_SIZE, LATENT_SIZE)

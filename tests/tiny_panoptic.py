@@ -47,19 +47,26 @@ def swin() -> SwinConfig:
     )
 
 
+def decoder() -> dict[str, Any]:
+    """What Mask2Former and OneFormer have in common."""
+    return {
+        "backbone_config": swin(),
+        "hidden_dim": 32,
+        "encoder_feedforward_dim": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 3,
+        "num_attention_heads": 2,
+        "dim_feedforward": 32,
+        "num_queries": NUM_QUERIES,
+        "id2label": LABELS,
+    }
+
+
 def write_mask2former(folder: Path) -> Path:
     config = Mask2FormerConfig(
-        backbone_config=swin(),
+        **decoder(),
         feature_size=32,
         mask_feature_size=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=32,
-        encoder_layers=1,
-        decoder_layers=3,
-        num_attention_heads=2,
-        dim_feedforward=32,
-        num_queries=NUM_QUERIES,
-        id2label=LABELS,
     )
     net = Mask2FormerForUniversalSegmentation(config)
     decide(net, net.class_predictor, net.model.transformer_module.queries_features)
@@ -69,22 +76,14 @@ def write_mask2former(folder: Path) -> Path:
 
 def write_oneformer(folder: Path) -> Path:
     config = OneFormerConfig(
-        backbone_config=swin(),
+        **decoder(),
         conv_dim=32,
         mask_dim=32,
-        hidden_dim=32,
-        encoder_feedforward_dim=32,
-        encoder_layers=1,
-        decoder_layers=3,
-        num_attention_heads=2,
-        dim_feedforward=32,
         query_dec_layers=1,
-        num_queries=NUM_QUERIES,
         task_seq_len=TASK_LENGTH,
         text_encoder_width=32,
         text_encoder_num_layers=1,
         text_encoder_vocab_size=600,
-        id2label=LABELS,
     )
     net = OneFormerForUniversalSegmentation(config)
     module = net.model.transformer_module
@@ -131,6 +130,20 @@ def write_model(kind: str, folder: Path) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(SEEDS[kind])
         return WRITERS[kind](folder)
+
+
+def assert_near(ids: torch.Tensor, expected: torch.Tensor) -> None:
+    """Ids as of another batch, where rounding decides on which side of a border a pixel is."""
+    assert ids.shape == expected.shape
+    assert (ids != expected).float().mean() < 0.005
+
+
+def assert_infos_near(found: dict[int, Any], expected: dict[int, Any]) -> None:
+    assert found.keys() == expected.keys()
+    for i, info in found.items():
+        assert info | {"score": 0, "area": 0} == expected[i] | {"score": 0, "area": 0}
+        assert abs(info["score"] - expected[i]["score"]) < 1e-3
+        assert abs(info["area"] - expected[i]["area"]) <= 0.02 * info["area"] + 2
 
 
 def decide(net: Any, classes: torch.nn.Linear, queries: torch.nn.Embedding) -> None:

@@ -119,6 +119,14 @@ class TinyModule(HoldsFrozen, TrainedModule):
         return (self.layer(x + noise) - self.teacher.net(x)).square().mean()
 
 
+class Logging(TinyModule):
+    """Logs the number of each step."""
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        self.log("train/number", float(self.global_step))
+        return super().training_step(batch, batch_idx)
+
+
 def make_trainer(folder: Path, **options: Any) -> pl.Trainer:
     """Quiet, on the CPU; `folder` is where it may write."""
     defaults: dict[str, Any] = {

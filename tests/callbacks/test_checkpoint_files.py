@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from checkpoint_runs import names
 from checkpoint_states import flip, make_state, put_bomb, put_nan, seal, write_run
 from comparing import equal
 from spatext.callbacks.checkpoint_files import (
@@ -29,10 +30,6 @@ from spatext.callbacks.checkpoint_files import (
 )
 from spatext.callbacks.checkpoint_orphans import sweep_orphans
 from spatext.callbacks.checkpoint_writer import point_last, write
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

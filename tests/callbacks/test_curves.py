@@ -1,4 +1,3 @@
-import csv
 from pathlib import Path
 
 import pytest
@@ -6,7 +5,8 @@ from PIL import Image
 from pytorch_lightning.loggers import CSVLogger
 
 from spatext.callbacks.curves import Curves, draw_curves, parts, read_curves
-from tiny_runs import TinyData, TinyModule, make_trainer
+from tables import read_rows
+from tiny_runs import Logging, TinyData, make_trainer
 
 
 def write(path: Path, text: str) -> None:
@@ -52,17 +52,10 @@ def run(folder: Path, curves: Curves) -> None:
     trainer.fit(Logging(), TinyData())
 
 
-class Logging(TinyModule):
-    def training_step(self, batch, batch_idx):  # type: ignore[no-untyped-def]
-        self.log("train/number", float(self.global_step))
-        return super().training_step(batch, batch_idx)
-
-
 def test_a_run_ends_with_its_curves(tmp_path: Path) -> None:
     run(tmp_path, Curves(str(tmp_path)))
     assert Image.open(tmp_path / "curves.png").width > 200
-    with (tmp_path / "curves.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(tmp_path / "curves.csv")
     assert [(row["step"], row["train/number"]) for row in rows] == [
         ("0", "0.0"),
         ("1", "1.0"),

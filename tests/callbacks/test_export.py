@@ -8,6 +8,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from spatext.callbacks.checkpoint_orphans import hidden
 from spatext.callbacks.ema import Ema
 from spatext.callbacks.export import Export
 from spatext.modules.autoencoder import Autoencoder
@@ -48,7 +49,7 @@ def names(folder: Path) -> list[str]:
 
 def test_parts_are_written_and_replaced(tmp_path: Path) -> None:
     folder = old_folder(tmp_path / "base")
-    stale = tmp_path / "base.tmp" / "part"
+    stale = hidden(folder, "tmp") / "part"
     stale.mkdir(parents=True)
     (stale / "half.pt").touch()
     module, ema = Exported(), Ema(0.5)

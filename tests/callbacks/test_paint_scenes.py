@@ -13,7 +13,7 @@ from spatext.datamodules.scenes import Region, Scene
 from spatext.modules.generate import Sampling, generate, to_pixels
 from spatext.modules.painting import Controls
 from spatext.modules.spatext import SpaText
-from tiny import LATENT_SIZE, SIZE, load_spatext
+from tiny import LATENT_SIZE, SIZE, load_loud
 
 FAST, FULL = Sampling(num_steps=3), Sampling(num_steps=3, form="full")
 SEEDS = torch.tensor([5, 2**40, 0])
@@ -45,11 +45,7 @@ SCENES = [PLAIN, RICH, EMPTY]
 
 @pytest.fixture(scope="module")
 def model(base: Path) -> SpaText:
-    """Its UNet is loud enough for the conditions to matter."""
-    model = load_spatext(base).eval()
-    with torch.no_grad():
-        model.backbone.unet.conv_out.weight *= 4
-    return model
+    return load_loud(base)
 
 
 def close(found: np.ndarray, expected: np.ndarray) -> bool:

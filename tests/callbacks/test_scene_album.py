@@ -1,6 +1,5 @@
 """Pictures and rows of samples that are made up."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from spatext.callbacks.scene_shots import plan_shots
 from spatext.datamodules.drawing import enlarge, grid, overlay
 from spatext.datamodules.scenes import Region, Scene
 from spatext.modules.generate import Sampling
+from tables import read_rows
 
 SIZE = 16
 PAIRS = [{"text": 3.0, "segments": 0.0}, {"text": 1.5, "segments": 6.0}]
@@ -55,11 +55,6 @@ def album() -> Album:
     return make_album(PAIRS, FULL)
 
 
-def read_rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "scenes-000007.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
 def test_batches_are_bounded_and_of_one_scene() -> None:
     batches = plan_shots(SCENES, 2, PAIRS, 3)
     found = [[(s.scene.name, s.seed, s.scales) for s in batch] for batch in batches]
@@ -71,9 +66,13 @@ def test_batches_are_bounded_and_of_one_scene() -> None:
     ]
 
 
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    return read_rows(folder / "scenes-000007.csv")
+
+
 def test_rows_say_what_each_sample_is(album: Album, tmp_path: Path) -> None:
     picture = write_album(album, tmp_path, singles=True)
-    rows = read_rows(tmp_path)
+    rows = rows_of(tmp_path)
     assert list(rows[0]) == ["scene", "seed", "text", "segments", "image", "row", "column"]
     assert [(r["scene"], r["seed"], r["text"], r["segments"]) for r in rows] == [
         (scene, str(seed), *pair)
@@ -89,7 +88,7 @@ def test_rows_say_what_each_sample_is(album: Album, tmp_path: Path) -> None:
 
 def test_without_singles_the_rows_point_into_the_grid(album: Album, tmp_path: Path) -> None:
     write_album(album, tmp_path, singles=False)
-    assert {row["image"] for row in read_rows(tmp_path)} == {"step-000007.png"}
+    assert {row["image"] for row in rows_of(tmp_path)} == {"step-000007.png"}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scenes-000007.csv", "step-000007.png"]
 
 
@@ -102,7 +101,7 @@ def test_without_singles_the_rows_point_into_the_grid(album: Album, tmp_path: Pa
 )
 def test_rows_without_pairs(sampling: Sampling, expected: Any, tmp_path: Path) -> None:
     write_album(make_album(None, sampling, 1), tmp_path, singles=False)
-    assert [(row["text"], row["segments"]) for row in read_rows(tmp_path)] == expected
+    assert [(row["text"], row["segments"]) for row in rows_of(tmp_path)] == expected
 
 
 def test_grid_has_a_titled_column_for_each_sample(album: Album) -> None:

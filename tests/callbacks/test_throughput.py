@@ -1,6 +1,5 @@
 """Throughput of runs whose times are known, because they set the clock."""
 
-import csv
 import json
 import logging
 import time
@@ -18,6 +17,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from spatext.callbacks.throughput import Throughput
+from tables import read_metrics
 from tiny import load_spatext
 from tiny_runs import TinyData, TinyModule, make_loader, make_trainer
 
@@ -75,16 +75,6 @@ class SlowLoader:
             yield batch
 
 
-def read_csv(folder: Path) -> dict[str, dict[int, float]]:
-    found: dict[str, dict[int, float]] = {}
-    with (folder / "metrics.csv").open() as file:
-        for row in csv.DictReader(file):
-            for name in row.keys() - {"step", "epoch"}:
-                if row[name]:
-                    found.setdefault(name, {})[int(row["step"])] = float(row[name])
-    return found
-
-
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, float]]:
     """12 steps of two batches of two samples, with a validation and a checkpoint every third."""
@@ -102,7 +92,9 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, floa
     )
     loader = SlowLoader(make_loader(80), WAIT, clock.pass_by)
     trainer.fit(Worker(clock), loader, make_loader(2))
-    return read_csv(folder)
+    metrics = read_metrics(folder / "metrics.csv")
+    metrics.pop("epoch", None)
+    return metrics
 
 
 def test_logged_at_lightnings_steps(logged: dict[str, dict[int, float]]) -> None:

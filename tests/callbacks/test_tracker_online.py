@@ -11,7 +11,7 @@ import wandb
 from pytorch_lightning.callbacks import Callback
 
 from spatext.callbacks.tracking import RUN_ID, Tracker
-from tiny_runs import TinyData, TinyModule, make_trainer
+from tiny_runs import Logging, TinyData, make_trainer
 from wandb_logs import offline_runs, warnings
 from wandb_server import WandbServer
 
@@ -34,12 +34,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
     monkeypatch.setenv("WANDB_BASE_URL", server.url)
     yield server
     server.die()
-
-
-class Logging(TinyModule):
-    def training_step(self, batch, batch_idx):  # type: ignore[no-untyped-def]
-        self.log("train/number", float(self.global_step))
-        return super().training_step(batch, batch_idx)
 
 
 def train(folder: Path, *callbacks: Callback, **options: Any) -> None:

@@ -8,6 +8,8 @@ import numpy as np
 from spatext.datamodules.pair_files import PairRows, write_shard
 
 WIDTH = 5
+SIZES = {"b": 13, "a": 7, "empty": 0, "c": 20}
+NUM = sum(SIZES.values())
 FINGERPRINT = {"clip": "a", "scale": "raw", "embed_dim": WIDTH}
 TEXTS = (
     "a red circle",

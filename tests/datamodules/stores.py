@@ -8,10 +8,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import panoptic_batches
+from spatext.datamodules.panoptic import PanopticDataModule
+
+PATTERN = "{00000..00002}.tar"  # its shards
+
 
 class Store(ThreadingHTTPServer):
     """Serves the files of `folder`; every `fail_every`-th request ends with `failure`: a status,
-    or "cut" for an answer that breaks off. `ranges`: whether ranges are served."""
+    or "cut" for an answer that breaks off. `ranges`: whether ranges are served. `wait_for`: parts
+    that must be asked for before the first of them is sent."""
 
     daemon_threads = True
 
@@ -20,6 +26,7 @@ class Store(ThreadingHTTPServer):
         self.folder = folder
         self.fail_every, self.failure, self.ranges = 0, "503", True
         self.lock = threading.Lock()
+        self.wait_for, self.enough = 0, threading.Event()
         self.requests: list[tuple[str, str, int]] = []  # method, name, bytes sent
 
     @property
@@ -55,6 +62,14 @@ class Handler(BaseHTTPRequestHandler):
         data = path.read_bytes()
         etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
         wanted = self.headers.get("Range")
+        if wanted and self.server.wait_for:
+            with self.server.lock:
+                self.server.wait_for -= 1
+                if not self.server.wait_for:
+                    self.server.enough.set()
+            if not self.server.enough.wait(20):
+                self.send_error(500)
+                return
         if wanted and self.server.ranges:
             first, last = wanted.removeprefix("bytes=").split("-")
             part = data[int(first) : int(last) + 1]
@@ -90,3 +105,8 @@ def serve(folder: Path) -> Iterator[Store]:
         store.shutdown()
         store.server_close()
         thread.join()
+
+
+def make(shards: object, folder: Path, **options: Any) -> PanopticDataModule:
+    """Indexed in `folder`."""
+    return panoptic_batches.make(shards, index=folder, **options)

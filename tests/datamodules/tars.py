@@ -64,3 +64,13 @@ def write_scenes(folder: Path, num_samples: int, per_shard: int = 5, **kwargs: A
         samples = {f"{i:06d}": scene(i, **kwargs) for i in keys}
         write_shard(folder / f"{first // per_shard:05d}.tar", samples)
     return folder
+
+
+class Canary:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.path,)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from spatext.datamodules.crops import crop_segment, square_box
+from spatext.datamodules.crops import crop_planes, square_box
 
 
 def mask_of(shape: tuple[int, int], rows: slice, cols: slice) -> np.ndarray:
@@ -24,6 +24,10 @@ def test_square_is_tight_and_centred(
     rows: slice, cols: slice, expected: tuple[int, int, int]
 ) -> None:
     assert square_box(mask_of((10, 12), rows, cols)) == expected
+
+
+def crop_segment(pixels: np.ndarray, mask: np.ndarray, crop_size: int) -> np.ndarray:
+    return crop_planes(pixels, mask, crop_size).transpose(1, 2, 0)
 
 
 def test_crop_without_resizing_is_the_masked_square() -> None:
@@ -65,3 +69,15 @@ def test_resize_is_antialiased() -> None:
 def test_empty_mask_is_a_programming_error() -> None:
     with pytest.raises(AssertionError, match="empty mask"):
         square_box(np.zeros((3, 3), dtype=bool))
+
+
+@pytest.mark.parametrize("crop_size", [6, 9, 20])
+def test_words_are_cropped_as_triples(crop_size: int) -> None:
+    """And what the fourth byte holds does not matter."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (30, 40, 4), dtype=np.uint8)
+    mask = mask_of((30, 40), slice(0, 20), slice(5, 11)) & (rng.random((30, 40)) < 0.8)
+    crop = crop_planes(pixels, mask, crop_size)
+    assert crop.shape == (3, crop_size, crop_size)
+    expected = crop_segment(np.ascontiguousarray(pixels[..., :3]), mask, crop_size)
+    np.testing.assert_array_equal(crop, expected.transpose(2, 0, 1))

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spatext.datamodules.captions import clean_text, read_caption, read_meta, read_segments_info
 from spatext.datamodules.images import (
     Window,
     cut,
     decode_ids,
     decode_image,
+    decode_window_ids,
     draw_window,
     resize_ids,
-    resize_pixels,
+    resize_planes,
+    rgbx,
 )
 from spatext.datamodules.shards import BadSample
 from tars import png
@@ -164,56 +165,83 @@ def test_nearest_equals_pillow() -> None:
 def test_window_is_the_largest_square_at_every_place() -> None:
     rng = np.random.default_rng(0)
     wide = [draw_window((6, 9), rng, random_crop=True, flip=True) for _ in range(400)]
-    assert {(w.top, w.side) for w in wide} == {(0, 6)}
+    assert {(w.top, w.height, w.width) for w in wide} == {(0, 6, 6)}
     np.testing.assert_allclose(np.bincount([w.left for w in wide]) / 400, 0.25, atol=0.07)
     assert 0.4 < np.mean([w.flip for w in wide]) < 0.6
-    assert draw_window((9, 6), rng, random_crop=False, flip=False) == Window(1, 0, 6, False)
+    assert draw_window((9, 6), rng, random_crop=False, flip=False) == Window(1, 0, 6, 6, False)
+
+
+@pytest.mark.parametrize(
+    ("size", "shape", "window"),
+    [
+        ((40, 60), (2, 3), (0, 0, 40, 60)),
+        ((40, 60), (384, 640), (2, 0, 36, 60)),
+        ((40, 60), (448, 576), (0, 4, 40, 51)),
+        ((40, 60), (3, 2), (0, 16, 40, 27)),
+        ((1, 300), (2, 1), (0, 149, 1, 1)),
+    ],
+)
+def test_window_is_the_largest_part_of_a_shape(
+    size: tuple[int, int], shape: tuple[int, int], window: tuple[int, int, int, int]
+) -> None:
+    rng = np.random.default_rng(0)
+    centred = draw_window(size, rng, random_crop=False, flip=False, shape=shape)
+    assert centred == Window(*window, False)
+    drawn = [draw_window(size, rng, random_crop=True, flip=False, shape=shape) for _ in range(300)]
+    assert {(w.height, w.width) for w in drawn} == {window[2:]}
+    rows, cols = size[0] - window[2], size[1] - window[3]
+    assert {w.top for w in drawn} == set(range(rows + 1))
+    assert len({w.left for w in drawn}) > 0.6 * (cols + 1)
+    assert max(w.left for w in drawn) <= cols
 
 
 def test_cut_and_flip() -> None:
     array = np.arange(12).reshape(3, 4)
-    np.testing.assert_array_equal(cut(array, Window(0, 1, 3, False)), array[:, 1:])
-    np.testing.assert_array_equal(cut(array, Window(0, 1, 3, True)), array[:, :0:-1])
+    np.testing.assert_array_equal(cut(array, Window(0, 1, 3, 3, False)), array[:, 1:])
+    np.testing.assert_array_equal(cut(array, Window(0, 1, 2, 3, True)), array[:2, :0:-1])
 
 
-def test_resize_pixels_is_the_identity_at_its_size_and_antialiased_below() -> None:
+def test_resize_is_the_identity_at_its_size_and_antialiased_below() -> None:
     stripes = np.zeros((64, 64, 3), dtype=np.uint8)
     stripes[::2] = 200
-    assert resize_pixels(stripes, 64) is stripes
-    np.testing.assert_allclose(resize_pixels(stripes, 16)[2:-2].astype(float), 100, atol=6)
+    np.testing.assert_array_equal(resize_planes(stripes, 64), stripes.transpose(2, 0, 1))
+    np.testing.assert_allclose(resize_planes(stripes, 16)[:, 2:-2].astype(float), 100, atol=6)
 
 
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (b"  a \n\t photo\r\n", "a photo"),
-        (b"a\x00b\x07c", "abc"),
-        (b"caf\xc3\xa9 \xff", "caf\u00e9 \ufffd"),
-        ("e\u0301", "\u00e9"),
-        ("\ud800x", "?x"),
-        (b"x" * 9000, "x" * 8192),
-    ],
-)
-def test_captions_are_cleaned(data: bytes | str, expected: str) -> None:
-    assert clean_text(data) == expected
+@pytest.mark.parametrize("size", [7, 16, 50, (12, 31)])
+def test_resize_is_that_of_pillow_but_for_roundings(size: int | tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    # nothing overshoots, so that clipping between the passes does not matter
+    pixels = rng.integers(90, 160, (40, 33, 4), dtype=np.uint8)
+    height, width = (size, size) if isinstance(size, int) else size
+    pillow = Image.fromarray(np.ascontiguousarray(pixels[..., :3])).resize((width, height))
+    assert Image.Resampling.BICUBIC == 3  # Pillow's default
+    found = resize_planes(pixels, size).transpose(1, 2, 0).astype(int)
+    error = np.abs(found - np.asarray(pillow))
+    assert error.max() <= 2
+    assert error.mean() <= (0.05 if isinstance(size, int) else 0.4)  # Pillow's order of the passes
 
 
-@pytest.mark.parametrize(
-    ("members", "expected"),
-    [
-        ({"txt": b"a", "json": b'{"caption": "b"}'}, "a"),
-        ({"txt": b" ", "json": b'{"caption": "b"}'}, "b"),
-        ({"json": b'{"caption": 3}'}, ""),
-        ({"json": b"[" * 100_000}, ""),
-        ({"json": b"\xff"}, ""),
-        ({}, ""),
-    ],
-)
-def test_caption_comes_from_txt_then_json(members: dict[str, bytes], expected: str) -> None:
-    assert read_caption(members, read_meta(members)) == expected
+@pytest.mark.parametrize("flip", [False, True])
+def test_pixels_that_are_words_are_cut_as_others(flip: bool) -> None:
+    rng = np.random.default_rng(0)
+    array = rng.integers(0, 256, (9, 14, 3), dtype=np.uint8)
+    pixels = rgbx(Image.fromarray(array))
+    window = Window(2, 3, 5, 8, flip)
+    part = cut(pixels, window)
+    assert part.shape == (5, 8, 4)
+    assert part.flags.writeable
+    np.testing.assert_array_equal(part[..., :3], cut(array, window))
 
 
-@pytest.mark.parametrize("segments", [3, [3], [{"label": "x"}], [{"id": "1"}]])
-def test_malformed_segments_are_refused(segments: object) -> None:
-    with pytest.raises(BadSample, match='"segments" of the json'):
-        read_segments_info({"segments": segments})
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("top", [255, 300])
+@pytest.mark.parametrize("size", [(40, 60), (90, 135), (21, 31)])
+def test_a_window_of_a_map_is_cut_from_it(size: tuple[int, int], top: int, flip: bool) -> None:
+    ids = np.random.default_rng(0).integers(0, top + 1, (40, 60))
+    data = png(ids.astype(np.uint8 if top == 255 else np.uint16))
+    window = Window(3, 4, size[0] // 2, size[1] // 3, flip)
+    found = decode_window_ids(data, MAX_PIXELS, size, window)
+    np.testing.assert_array_equal(found, cut(decode_ids(data, MAX_PIXELS, size), window))
+    with pytest.raises(BadSample, match="differ in shape"):
+        decode_window_ids(data, MAX_PIXELS, (size[0], size[0]), window)

@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from samplers import take
 from spatext.datamodules.batches import GlobalBatchSampler
 from spatext.datamodules.mixture import MixtureBatchSampler, split_batch
 
@@ -14,18 +15,6 @@ def make(size: int = 8, share: float | None = 0.5, **options: Any) -> MixtureBat
     return MixtureBatchSampler(IS_REGION, size, region_share=share, **options)
 
 
-def batches(sampler: MixtureBatchSampler, num: int) -> list[np.ndarray]:
-    """The next `num`, counted as a loader counts them."""
-    found: list[np.ndarray] = []
-    while len(found) < num:
-        for batch in sampler:
-            sampler.num_handed_out += 1
-            found.append(batch)
-            if len(found) == num:
-                break
-    return found
-
-
 @pytest.mark.parametrize(
     ("size", "share", "expected"),
     [(8, 0.5, (4, 4)), (8, 0.25, (6, 2)), (10, 0.33, (7, 3)), (8, 0.0, (8, 0)), (8, 1.0, (0, 8))],
@@ -34,7 +23,7 @@ def test_every_batch_holds_exactly_its_numbers(
     size: int, share: float, expected: tuple[int, int]
 ) -> None:
     assert split_batch(size, share) == expected
-    for batch in batches(make(size, share), 30):
+    for batch in take(make(size, share), 30):
         assert batch.dtype == np.int64
         assert tuple(np.bincount(IS_REGION[batch[:, 1]], minlength=2)) == expected
         assert len(set(batch[:, 1])) == size
@@ -55,13 +44,13 @@ def test_each_stream_passes_over_its_rows() -> None:
     """8 batches for the 34 images; the 16 regions come twice meanwhile, in other orders."""
     sampler = make()
     assert len(sampler) == 8
-    rows = np.stack(batches(sampler, 8))[:, :, 1]
+    rows = np.stack(take(sampler, 8))[:, :, 1]
     images, regions = rows[:, :4].ravel(), rows[:, 4:]
     assert len(set(images)) == 32
     first, second = regions[:4].ravel(), regions[4:].ravel()
     assert set(first) == set(second) == set(np.flatnonzero(IS_REGION))
     assert list(first) != list(second)
-    later = np.stack(batches(sampler, 8))[:, :4, 1].ravel()
+    later = np.stack(take(sampler, 8))[:, :4, 1].ravel()
     assert sampler.state_dict()["epoch"] == 2
     assert list(later) != list(images)
     assert set(later) != set(images)  # another tail is left out
@@ -70,14 +59,14 @@ def test_each_stream_passes_over_its_rows() -> None:
 def test_streams_of_one_length_do_not_share_an_order() -> None:
     is_region = np.arange(40) % 2 == 1
     sampler = MixtureBatchSampler(is_region, 8, region_share=0.5)
-    found = np.stack(batches(sampler, 40))[:, :, 1] // 2  # 8 passes of both
+    found = np.stack(take(sampler, 40))[:, :, 1] // 2  # 8 passes of both
     passes = [tuple(part.ravel()) for part in np.split(found[:, :4], 8)]
     passes += [tuple(part.ravel()) for part in np.split(found[:, 4:], 8)]
     assert len(set(passes)) == 16
 
 
 def test_index_is_the_place_in_the_stream() -> None:
-    whole = np.concatenate(batches(make(), 20))
+    whole = np.concatenate(take(make(), 20))
     np.testing.assert_array_equal(whole[:, 0], np.arange(160))
 
 
@@ -85,9 +74,9 @@ def test_index_is_the_place_in_the_stream() -> None:
 def test_ranks_are_together_the_batch_of_one_process(
     size: int, share: float, world_size: int
 ) -> None:
-    whole = batches(make(size, share, seed=1), 20)
+    whole = take(make(size, share, seed=1), 20)
     parts = [
-        batches(make(size, share, seed=1, rank=rank, world_size=world_size), 20)
+        take(make(size, share, seed=1, rank=rank, world_size=world_size), 20)
         for rank in range(world_size)
     ]
     counts = set()
@@ -100,15 +89,15 @@ def test_ranks_are_together_the_batch_of_one_process(
 
 @pytest.mark.parametrize("done", [0, 3, 8, 11])
 def test_resumes_with_the_next_batch_on_another_layout(done: int) -> None:
-    straight = batches(make(seed=5), 25)
+    straight = take(make(seed=5), 25)
     sampler = make(seed=5)
-    batches(sampler, done)
+    take(sampler, done)
     resumed = [make(seed=5, rank=rank, world_size=2) for rank in range(2)]
     for part in resumed:
         part.load_state_dict(sampler.state_dict())
         assert part.state_dict() == sampler.state_dict()
     for expected, *found in zip(
-        straight[done:], *(batches(part, 25 - done) for part in resumed), strict=True
+        straight[done:], *(take(part, 25 - done) for part in resumed), strict=True
     ):
         merged = np.concatenate(found)
         np.testing.assert_array_equal(merged[merged[:, 0].argsort()], expected)
@@ -116,7 +105,7 @@ def test_resumes_with_the_next_batch_on_another_layout(done: int) -> None:
 
 def test_state_is_small_and_counts_samples() -> None:
     sampler = make(seed=5, digest="abc")
-    batches(sampler, 9)
+    take(sampler, 9)
     assert sampler.state_dict() == {
         "order_version": 1,
         "seed": 5,
@@ -169,7 +158,5 @@ def test_impossible_batches_are_refused(options: dict[str, Any], message: str) -
 def test_share_of_the_batches_is_whole_numbers() -> None:
     assert make(8, 0.3).region_share == 0.25
     assert make(8, None).region_share is None
-    kinds = Counter(
-        bool(IS_REGION[row]) for batch in batches(make(8, 0.3), 4) for row in batch[:, 1]
-    )
+    kinds = Counter(bool(IS_REGION[row]) for batch in take(make(8, 0.3), 4) for row in batch[:, 1])
     assert kinds == {False: 24, True: 8}

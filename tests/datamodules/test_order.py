@@ -100,8 +100,8 @@ def test_a_replacement_comes_from_the_window(window_shards: int | None) -> None:
         draws = {
             order.replacement(2, position, a, attempt) for a in range(60) for attempt in (1, 2)
         }
-        number, _ = order._find(2, position)
-        shards = set(order._shards_of(2, number).tolist())
+        number, _ = order.find(2, position)
+        shards = set(order.window(2, number).tolist())
         assert {int(shard_of[i]) for i in draws} == shards - {3}
         window = np.flatnonzero(np.isin(shard_of, list(shards)))
         assert len(draws) >= 0.9 * len(window)

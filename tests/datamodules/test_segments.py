@@ -1,12 +1,7 @@
 import numpy as np
 import pytest
 
-from spatext.datamodules.segments import (
-    choose_segments,
-    eligible_segments,
-    relabel,
-    segment_areas,
-)
+from spatext.datamodules.segments import choose_segments, eligible_segments, relabel, segment_areas
 
 # areas of 20 pixels: void 4, 7 -> 8, 300 -> 7, 9 -> 1
 IDS = np.array(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from samplers import take
 from spatext.datamodules.panoptic import PanopticDataModule
 from spatext.datamodules.shard_mixture import ShardMixtureSampler, apportion, expand_sets, spread
 from tars import scene, write_shard
@@ -26,14 +27,7 @@ def set_of(ids: np.ndarray) -> np.ndarray:
 
 
 def some(sampler: ShardMixtureSampler, num: int) -> np.ndarray:
-    found = []
-    while len(found) < num:
-        for batch in sampler:
-            sampler.num_handed_out += 1
-            found.append(batch)
-            if len(found) == num:
-                break
-    return np.stack(found)
+    return np.stack(take(sampler, num))
 
 
 @pytest.mark.parametrize(

@@ -14,19 +14,9 @@ from spatext.datamodules.shards import (
     index_shard,
     read_sample,
 )
-from tars import png, scene, write_scenes, write_shard
+from tars import Canary, png, scene, write_scenes, write_shard
 
 PIXEL = png(np.zeros((1, 1, 3), dtype=np.uint8))
-
-
-class Canary:
-    """Unpickling it creates a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return Path.touch, (self.path,)
 
 
 def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:

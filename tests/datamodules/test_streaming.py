@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spatext.datamodules.streaming import StreamingDataModule, stream_samples
+from spatext.datamodules.streaming import StreamingDataModule
 from spatext.datamodules.tar_headers import TarFault
+from spatext.datamodules.tar_streams import stream_samples
 from tars import png, scene, scene_ids, write_scenes, write_shard
 
 PIXEL = png(np.zeros((1, 1, 3), dtype=np.uint8))
@@ -114,6 +115,15 @@ def test_a_source_that_breaks_off_mixes_nothing(tmp_path: Path) -> None:
         for key, caption in zip(batch["key"], batch["caption"], strict=True):
             assert caption == key.replace("/", "")
     assert {reason for reason in loader.bad if reason.startswith("a: cut")}
+
+
+def test_reasons_go_with_the_sample_that_comes_next(tmp_path: Path) -> None:
+    """Each once, however many samples are loaded before a batch is made of them."""
+    samples = {"a": scene(0), "b": {**scene(1), "png": b"no image"}, "c": scene(2)}
+    path = write_shard(tmp_path / "0.tar", samples)
+    dataset = make(str(path), buffer_size=1).train_dataloader().dataset
+    found = [(sample["key"], sample["bad"]) for sample in islice(dataset, 6)]
+    assert found == [("0/a", []), ("0/c", ["0: not JPEG|PNG|WEBP"])] * 3
 
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 
 from runs import compose_config
+from spatext.datamodules.drawing import save_png
+from spatext.datamodules.scenes import Region, Scene
 from spatext.tools.sample import sample_scenes
 
 SQUARE = """
@@ -58,3 +60,30 @@ def pixels(path: Path) -> np.ndarray:
 def recipe_of(path: Path) -> dict[str, Any]:
     recipe: dict[str, Any] = json.loads(Image.open(path).text["recipe"])  # type: ignore[attr-defined]
     return recipe
+
+
+def rich_scene() -> Scene:
+    """Everything that a scene can say, in more than ASCII; the masks overlap."""
+    mask = np.zeros((16, 16), dtype=np.bool_)
+    mask[2:9, 3:12] = True
+    background = np.arange(16 * 16 * 3).reshape(16, 16, 3).astype(np.uint8)
+    return Scene(
+        name="rich & \N{GREEK SMALL LETTER ALPHA} #1",
+        prompt='a "garden" \N{SUN BEHIND CLOUD}',
+        size=(16, 16),
+        seed=7,
+        regions=(
+            Region("a red circle", mask, strength=1.5),
+            Region("zw\N{LATIN SMALL LETTER O WITH DIAERESIS}lf\nboats", mask.T, variation=0.25),
+        ),
+        negative_prompt="two dogs",
+        scales={"text": 2.0, "segments": 4.5},
+        background=background,
+        repaint=(2,),
+        variation_seed=2**63 - 1,
+    )
+
+
+def write_picture(path: Path, recipe: str) -> Path:
+    save_png(path, np.zeros((4, 4, 3), dtype=np.uint8), {"recipe": recipe})
+    return path

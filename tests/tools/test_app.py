@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,18 +15,6 @@ import pytest
 from pages import SIZE, serving, submit
 from runs import compose_config
 from spatext.tools.app import build_app, open_socket
-
-
-@pytest.fixture(scope="module")
-def address(checkpoint: Path) -> Iterator[str]:
-    with serving(checkpoint) as address:
-        yield address
-
-
-@pytest.fixture
-def client(address: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=address, timeout=30) as client:
-        yield client
 
 
 def test_the_page_loads_nothing_from_elsewhere(client: httpx.Client) -> None:

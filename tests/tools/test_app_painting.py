@@ -3,16 +3,15 @@
 import base64
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-import pytest
 import torch
 
-from pages import SIZE, encode, painted, picture, pixels, png, serving, submit, two_halves, watch
+from datamodules.tars import png
+from pages import SIZE, encode, painted, picture, pixels, serving, submit, two_halves, watch
 from spatext.callbacks.images import paint_scenes
 from spatext.modules.generate import Sampling
 from spatext.tools.loading import load_model
@@ -22,18 +21,6 @@ from spatext.tools.web.orders import read_order
 LIMITS = Limits(multiple=4)
 DEFAULTS = Sampling(num_steps=4)
 LONG = {"num_steps": 250}
-
-
-@pytest.fixture(scope="module")
-def address(checkpoint: Path) -> Iterator[str]:
-    with serving(checkpoint) as address:
-        yield address
-
-
-@pytest.fixture
-def client(address: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=address, timeout=30) as client:
-        yield client
 
 
 def test_an_order_becomes_the_picture_of_its_scene(client: httpx.Client, checkpoint: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ import httpx
 import numpy as np
 import pytest
 
-from pages import encode, png, serving, two_halves
+from datamodules.tars import png
+from pages import encode, serving, two_halves
 from spatext.modules.generate import Sampling
 from spatext.tools.web.limits import Limits, Refusal
 from spatext.tools.web.orders import read_order
@@ -19,18 +19,6 @@ LIMITS = Limits(multiple=4)
 DEFAULTS = Sampling(num_steps=4)
 NOISE = png(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
 LARGE = png(np.zeros((2736, 3648), dtype=np.uint8))  # ten megapixels
-
-
-@pytest.fixture(scope="module")
-def address(checkpoint: Path) -> Iterator[str]:
-    with serving(checkpoint) as address:
-        yield address
-
-
-@pytest.fixture
-def client(address: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=address, timeout=30) as client:
-        yield client
 
 
 IDS = np.zeros((16, 16), dtype=np.uint8)

@@ -4,7 +4,6 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from pages import SIZE, encode, painted, pixels, png, serving, two_halves, watch
+from datamodules.tars import png
+from pages import SIZE, encode, painted, pixels, two_halves, watch
 from spatext.callbacks.images import paint_scenes
 from spatext.datamodules.scenes import Region, Scene, load_scene
 from spatext.modules.generate import Sampling
@@ -26,18 +26,6 @@ from spatext.tools.web.orders import read_order
 LIMITS = Limits(multiple=4)
 DEFAULTS = Sampling(num_steps=4)
 UNICODE = "ein sch\u00f6ner \U0001f98a, \u6d77, \u0628\u062d\u0631"
-
-
-@pytest.fixture(scope="module")
-def address(checkpoint: Path) -> Iterator[str]:
-    with serving(checkpoint) as address:
-        yield address
-
-
-@pytest.fixture
-def client(address: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=address, timeout=30) as client:
-        yield client
 
 
 def unpacked(archive: bytes, folder: Path) -> Path:

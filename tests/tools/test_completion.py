@@ -22,6 +22,8 @@ ask "spatext-train trainer=cpu trainer.max_st"
 ask "spatext-sample sampl"
 COMP_WORDBREAKS=" "
 ask "spatext-train logger=c"
+ask "spatext-annotate ver"
+ask "spatext-annotate run datamodule=gr"
 """
 
 
@@ -56,6 +58,12 @@ def test_whole_words_where_the_shell_does_not_split(answers: list[str]) -> None:
     assert answers[4].split() == ["logger=csv"]
 
 
+def test_commands_that_stand_first(answers: list[str]) -> None:
+    """Hydra, which knows nothing of them, answers for what follows."""
+    assert answers[5].split() == ["verify"]
+    assert answers[6].split() == ["datamodule=graph"]
+
+
 def test_the_script_is_printed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,5 +91,6 @@ def test_every_command_of_hydra_is_completed() -> None:
         path.stem for path in tools.glob("*.py") if "@hydra.main(version_base" in path.read_text()
     }
     assert names - {"completion"} == {name.removeprefix("spatext-") for name in CONFIGS} - {
-        "doctor"
+        "doctor",
+        "preflight",
     }

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 import spatext.conf
 from runs import compose_config
-from spatext.datamodules.crops import crop_segment
+from spatext.datamodules.crops import crop_planes
 from spatext.modules.generate import Sampling
 from spatext.modules.networks.clip import Clip
 from spatext.modules.networks.diffusion_prior import DiffusionPrior
@@ -143,9 +143,9 @@ def test_the_base_model_of_the_package_knows_the_world() -> None:
     assert (clip.embed_dim, clip.image_size) == (width, config.datamodule.crop_size)
     scenes = [draw_scene(0, "test", index) for index in range(8)]
     pairs = [(scene, segment) for scene in scenes for segment in scene.segments if segment.isthing]
-    crops = [crop_segment(scene.image, scene.ids == segment.id, 32) for scene, segment in pairs]
+    crops = [crop_planes(scene.image, scene.ids == segment.id, 32) for scene, segment in pairs]
     texts = [segment.text for _, segment in pairs]
-    image = clip.embed_images(torch.from_numpy(np.stack(crops)).movedim(-1, 1))
+    image = clip.embed_images(torch.from_numpy(np.stack(crops)))
     prior = LinearPrior(config.module.prior.path)
     text = prior(clip.encode_texts(texts), no_seeds(len(texts)))
     assert text.shape == (len(texts), width)

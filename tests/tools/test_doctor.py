@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from runs import compose_config, latent, make_workspace
+from runs import compose_config, latent
 from spatext.tools.doctor import main, size_of_last
 from spatext.tools.doctor_facts import Tracking, look_at_tracking
 from spatext.tools.doctor_job import look_at_job, num_devices
@@ -74,11 +74,6 @@ def test_size_of_the_last_checkpoint(tmp_path: Path) -> None:
 
 
 # --- the command ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_workspace(tmp_path_factory.mktemp("workspace"))
 
 
 def doctor(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[Any, str]:

@@ -3,12 +3,11 @@
 import io
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
-import webdataset as wds
 from PIL import Image
 
+from datamodules.tars import write_shard
 from spatext.tools.index import main
 
 
@@ -16,12 +15,6 @@ def sample(caption: str) -> dict[str, bytes]:
     file = io.BytesIO()
     Image.new("RGB", (48, 32)).save(file, "PNG", compress_level=0)
     return {"png": file.getvalue(), "txt": caption.encode()}
-
-
-def write_shard(path: Path, samples: dict[str, dict[str, Any]]) -> None:
-    with wds.TarWriter(str(path), encoder=False) as writer:
-        for key, members in samples.items():
-            writer.write({"__key__": key, **members})
 
 
 @pytest.fixture

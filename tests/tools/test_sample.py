@@ -1,14 +1,12 @@
 """Pictures of scenes: which files, what in them, and that they depend on nothing else."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.testing import assert_close
 
 from runs import load_last
@@ -16,16 +14,11 @@ from samples import GARDEN, SQUARE, WIDE, pixels, recipe_of, sample, write_scene
 from spatext.callbacks.checkpoint_files import read
 from spatext.callbacks.checkpoint_writer import write
 from spatext.callbacks.images import paint_scene
+from spatext.callbacks.jobs import Job, make_batches
 from spatext.datamodules.scenes import load_scene
 from spatext.modules.generate import Sampling
 from spatext.modules.networks.priors import IdentityPrior
 from spatext.tools.loading import load_model
-from spatext.tools.sample_jobs import Job, make_batches
-
-
-@pytest.fixture
-def scenes(tmp_path: Path) -> Path:
-    return write_scenes(tmp_path / "scenes", square=SQUARE, wide=WIDE)
 
 
 def test_a_folder_of_scenes_becomes_pictures(
@@ -119,68 +112,6 @@ def test_jobs_of_one_size_share_batches(tmp_path: Path) -> None:
     assert make_batches(jobs, [True] * 9, 4) == []
 
 
-# --- going on ------------------------------------------------------------------------------------
-
-
-def times(paths: list[Path]) -> list[int]:
-    return [path.stat().st_mtime_ns for path in paths]
-
-
-def forget_times(paths: list[Path]) -> None:
-    for path in paths:
-        os.utime(path, ns=(0, 0))
-
-
-def test_a_stopped_command_goes_on(
-    checkpoint: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = ("num_images=3", "batch_size=1")
-    written = sample(checkpoint, scenes, tmp_path / "out", *options)
-    expected = [path.read_bytes() for path in written]
-    forget_times(written)
-    written[1].unlink()
-    written[2].write_bytes(expected[2][:-20])  # cut
-    Image.fromarray(pixels(written[4]).astype(np.uint8)).save(written[4])  # without a recipe
-    capsys.readouterr()
-    assert sample(checkpoint, scenes, tmp_path / "out", *options) == written
-    assert [time == 0 for time in times(written)] == [True, False, False, True, False, True]
-    assert [path.read_bytes() for path in written] == expected
-    assert "6 images in" in (told := capsys.readouterr()).out
-    assert ", 3 of them made before;" in told.out
-    assert "3.0/3 images" in told.err
-
-    forget_times(written)
-    sheet = tmp_path / "out" / "index.html"
-    sheet.unlink()
-    sample(checkpoint, scenes, tmp_path / "out", *options)
-    assert times(written) == [0] * 6
-    assert sheet.is_file()
-    assert "images [" not in capsys.readouterr().err  # no bar for no work
-
-
-def test_a_changed_recipe_overwrites(checkpoint: Path, scenes: Path, tmp_path: Path) -> None:
-    """The option, the text of one scene; more seeds leave what is there."""
-    out = tmp_path / "out"
-    written = sample(checkpoint, scenes, out)
-    forget_times(written)
-    more = sample(checkpoint, scenes, out, "num_images=2")
-    assert times(written) == [0, 0]
-    assert set(written) < set(more)
-
-    (scenes / "square.yaml").write_text(SQUARE.replace("a red circle", "a blue sea"))
-    sample(checkpoint, scenes, out)
-    assert [time == 0 for time in times(written)] == [False, True]
-    assert recipe_of(written[0])["scene"]["regions"][0]["text"] == "a blue sea"
-
-    forget_times(written)
-    sample(checkpoint, scenes, out, "sampling.scale=2.0")
-    assert 0 not in times(written)
-    assert [recipe_of(path)["sampling"]["scale"] for path in written] == [2.0, 2.0]
-
-
-# --- the model -----------------------------------------------------------------------------------
-
-
 def test_the_averaged_weights_are_loaded(checkpoint: Path) -> None:
     model = load_model(checkpoint)
     state = load_last(checkpoint.parents[1])
@@ -223,62 +154,3 @@ def test_an_override_may_put_another_component_in_place(checkpoint: Path) -> Non
     identity = "module.prior={_target_: spatext.modules.networks.priors.IdentityPrior}"
     model = load_model(checkpoint, overrides=[identity])
     assert isinstance(model.prior, IdentityPrior)  # the linear one's path is gone with it
-
-
-# --- mistakes ------------------------------------------------------------------------------------
-
-
-def test_a_size_that_the_model_cannot_halve_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    scene = tmp_path / "odd.yaml"
-    scene.write_text("{prompt: a dusk sky, size: [16, 18], regions: []}")
-    message = "scene odd: size 16x18, expected multiples of 4 for this model"
-    with pytest.raises(ValueError, match=message):
-        sample(checkpoint, scene, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ("num_images=0", "num_images=0: expected at least 1"),
-        ("num_images=1.5", "num_images=1.5: expected at least 1"),
-        ("batch_size=0", "batch_size=0: expected at least 1"),
-        ("seed=1.5", "seed=1.5: expected a whole number or null"),
-        ("seed=-1", "seed: found -1 for 1 images of scene square, expected 0 <= seed"),
-        (f"seed={2**63}", r"and seed \+ num_images <= 2\^63"),
-        ("device=tpu", "device=tpu: expected auto, cpu, cuda or cuda:N"),
-        ("sampling.scheduler=DDMI", "sampling.scheduler: found 'DDMI', expected the name"),
-        ("scale_grid.text=[0,1]", "scale_grid.segments: found None, expected a list of numbers"),
-        ("scale_grid={text:[0,0.0],segments:[1]}", r"scale_grid.text: found \[0, 0.0\]"),
-        ("scale_grid={text:[],segments:[1]}", r"scale_grid.text: found \[\]"),
-        ("scale_grid={text:[1],segments:[-1]}", r"scale_grid.segments: found \[-1\]"),
-        ("scale_grid={text:[1],segments:[.nan]}", r"scale_grid.segments: found \['.nan'\]"),
-        ("scale_grid={text:[1],segments:[nan]}", r"scale_grid.segments: found \[nan\]"),
-        ("scale_grid={text:3,segments:[1]}", "scale_grid.text: found 3, expected a list"),
-        ("scale_grid=5", "scale_grid: found 5, expected text and segments"),
-    ],
-)
-def test_wrong_options(scenes: Path, tmp_path: Path, option: str, message: str) -> None:
-    """Before the checkpoint is looked at, which is missing here."""
-    options = (option, "device=cpu") if "device" not in option else (option,)
-    with pytest.raises(ValueError, match=message):
-        sample(tmp_path / "none.ckpt", scenes, tmp_path / "out", *options)
-
-
-def test_no_scene(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="expected scenes"):
-        sample(tmp_path / "none.ckpt", tmp_path, tmp_path / "out")
-    with pytest.raises(FileNotFoundError, match="expected scenes"):
-        sample(tmp_path / "none.ckpt", f"{tmp_path}/*.json", tmp_path / "out")
-
-
-def test_a_folder_that_takes_no_files(scenes: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"out=/proc/x: .*, expected a folder to write"):
-        sample(tmp_path / "none.ckpt", scenes, Path("/proc/x"))
-
-
-def test_a_file_is_no_folder_to_write_to(scenes: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file", tmp_path / "file" / "out"):
-        with pytest.raises(ValueError, match=f"out={out}: Not a directory, expected a folder"):
-            sample(tmp_path / "none.ckpt", scenes, out)

@@ -10,7 +10,7 @@ from open_clip.tokenizer import HFTokenizer
 from transformers import CLIPTokenizer
 
 from samples import sample, write_scenes
-from spatext.tools.text_limits import cut_off
+from spatext.callbacks.remarks import cut_off
 from tiny import MAX_LENGTH
 
 TEXT = "A Red circle, a yellow star\nabove a green SQUARE and two dogs"  # a word is a token

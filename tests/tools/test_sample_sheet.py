@@ -165,5 +165,5 @@ def test_a_pair_of_the_grid_is_full_guidance_with_these_scales(
     plain = scene.replace("scales: {text: 9, segments: 9}, ", "")
     write_scenes(tmp_path / "plain", dogs=plain)
     (alone,) = sample(checkpoint, tmp_path / "plain", tmp_path / "alone", *scales)
-    np.testing.assert_array_equal(pixels(written[1]), pixels(alone))
+    assert np.abs(pixels(written[1]) - pixels(alone)).max() <= 1
     assert np.abs(pixels(written[0]) - pixels(alone)).max() > 2

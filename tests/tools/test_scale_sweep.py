@@ -1,4 +1,3 @@
-import csv
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +12,9 @@ from spatext.tools.demo_report import LAYOUT_SEED, sample_layouts, score
 from spatext.tools.loading import load_model
 from spatext.tools.scale_sweep import MEASURES, Row, Sweep, main, run_sweep, tables
 from spatext.tools.shapes_world import heldout_layouts
+from tables import read_rows
 
 FULL = Sampling(num_steps=2, form="full", append_texts=False)
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_each_pair_of_scales_is_sampled_and_judged(checkpoint: Path, tmp_path: Path) -> None:
@@ -31,7 +26,7 @@ def test_each_pair_of_scales_is_sampled_and_judged(checkpoint: Path, tmp_path: P
     sampling = replace(FULL, scales={"text": 3.0, "segments": 4.0})
     images = sample_layouts(model, layouts, torch.arange(2), sampling)
     assert rows[3].scores == score(images, layouts)
-    table = read(tmp_path / "sweep.csv")
+    table = read_rows(tmp_path / "sweep.csv")
     assert [(row["global"], row["local"]) for row in table] == [
         ("1", "0"),
         ("1", "4"),

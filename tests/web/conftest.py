@@ -9,7 +9,6 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from pages import serving
-from runs import latent, make_workspace, run
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -21,14 +20,6 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    workspace = make_workspace(tmp_path_factory.mktemp("workspace"))
-    options = ("trainer.max_steps=2", "datamodule.val_shards=null", "module.optimizer.lr=0.01")
-    run(latent(workspace, workspace / "run", *options))
-    return workspace / "run" / "checkpoints" / "last.ckpt"
 
 
 @pytest.fixture(scope="session")
