@@ -7,6 +7,7 @@ Hydra's own completion (`spatext-train -sc install=bash`) starts the command at 
 takes seconds because torch is loaded; this one asks Hydra alone.
 """
 
+import os
 import sys
 
 from hydra import main as hydra_main
@@ -15,11 +16,17 @@ from omegaconf import DictConfig
 CONFIGS = {
     "spatext-train": "train",
     "spatext-doctor": "train",
+    "spatext-preflight": "train",
     "spatext-sample": "sample",
     "spatext-app": "app",
     "spatext-embed": "embed",
+    "spatext-annotate": "annotate",
+    "spatext-cache": "cache",
     "spatext-priors": "priors",
 }
+
+# What may stand first, without "=".
+COMMANDS = {"spatext-annotate": ("run", "status", "verify", "merge")}
 
 # The shell splits words at "=", where COMP_WORDBREAKS says so; then what stands before the last one
 # is not part of an answer.
@@ -38,6 +45,11 @@ complete -o nospace -o default -F _spatext_completion """
 
 def query(command: str) -> None:
     """Print what may stand at the end of the environment's COMP_LINE."""
+    script, *words = os.environ.get("COMP_LINE", "").split(" ")
+    if words and words[0] in COMMANDS.get(command, ()):
+        os.environ["COMP_LINE"] = " ".join([script, *words[1:]])  # Hydra knows nothing of it
+    elif len(words) == 1:
+        print(*COMMANDS.get(command, ()))
     sys.argv = [command, "--shell-completion", "query=bash"]
 
     @hydra_main(version_base="1.3", config_path="pkg://spatext.conf", config_name=CONFIGS[command])

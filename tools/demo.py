@@ -25,9 +25,9 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 import spatext.tools
+from spatext.datamodules.documents import write_text
 from spatext.tools.console import one_line_errors
 from spatext.tools.demo_report import evaluate, write_report
-from spatext.tools.provenance import write_text
 
 NUM_TRAIN, NUM_VAL = 20000, 256
 NUM_PAIR_SHARDS = 6  # of the 20; 1000 scenes each

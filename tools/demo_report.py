@@ -8,13 +8,14 @@ import torch
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from spatext.datamodules.documents import write_text
 from spatext.datamodules.drawing import enlarge, grid, overlay, save_png
 from spatext.modules.generate import Sampling, generate, to_pixels
 from spatext.modules.networks.diffusion_prior import DiffusionPrior
 from spatext.modules.networks.priors import IdentityPrior
 from spatext.modules.spatext import SpaText
 from spatext.tools.loading import load_model
-from spatext.tools.provenance import versions, write_text
+from spatext.tools.provenance import versions
 from spatext.tools.shapes_judge import judge, shuffled_iou, summary
 from spatext.tools.shapes_world import Layout, heldout_layouts
 

@@ -4,6 +4,7 @@
     spatext-doctor experiment=demo_latent base=BASE datamodule.shards=DIR/train
     spatext-doctor --build logger=wandb ...          build the model too: paths, size of checkpoints
     spatext-doctor --json ... > report.json
+    spatext-preflight ...                            the data itself, counted and drawn
 
 Takes the overrides of spatext-train and opens the shards as it does. Nothing is trained or written.
 Exit code 1 if something fatal was found.

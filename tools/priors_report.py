@@ -10,8 +10,9 @@ from jaxtyping import Float
 from omegaconf import DictConfig
 from torch import Tensor
 
+from spatext.datamodules.documents import atomic_path, write_text
 from spatext.modules.functional.metrics import RECALLS
-from spatext.tools.provenance import versions, write_text
+from spatext.tools.provenance import versions
 
 COLUMNS = {
     "cosine": "cosine",
@@ -110,8 +111,7 @@ def write_csv(path: Path, rows: list[Row]) -> None:
     names = [name for column in COLUMNS for name in (column, f"{column}_error")]
     for rival in RIVALS.values():
         names += [f"recall@1_minus_{rival}", f"recall@1_minus_{rival}_error"]
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="") as file:
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["pairs", "prior", "num_pairs", "num_seeds", *names, "draws_per_s"])
         for row in rows:
@@ -121,7 +121,6 @@ def write_csv(path: Path, rows: list[Row]) -> None:
             writer.writerow(
                 [row.pairs, row.prior, row.num_pairs, len(row.values), *values, row.draws_per_s]
             )
-    temporary.replace(path)
 
 
 def write_comparison(out: Path, rows: list[Row], cfg: DictConfig) -> None:

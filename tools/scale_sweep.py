@@ -19,11 +19,11 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from spatext.datamodules.documents import write_text
 from spatext.modules.generate import Sampling, make_scheduler
 from spatext.tools.console import one_line_errors
 from spatext.tools.demo_report import LAYOUT_SEED, sample_layouts, score
 from spatext.tools.loading import load_model, pick_device
-from spatext.tools.provenance import write_text
 from spatext.tools.shapes_world import Layout, heldout_layouts
 
 SCALES = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)

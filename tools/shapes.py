@@ -19,6 +19,7 @@ import webdataset
 from PIL import Image
 from rich.progress import track
 
+from spatext.datamodules.documents import atomic_path, write_text
 from spatext.tools.shapes_world import Scene, draw_scene
 
 WORLD_VERSION = 1  # of the drawing code; other drawings need another number
@@ -83,18 +84,14 @@ def sample(scene: Scene, key: str) -> dict[str, str | bytes]:
 
 def write_shard(path: Path, plan: Plan, indices: range) -> int:
     """Writes one shard under a temporary name, then renames it; returns the number of samples."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with (
-            partial.open("wb") as stream,
-            webdataset.TarWriter(stream, encoder=False, mtime=0) as tar,
-        ):
-            for index in indices:
-                scene = draw_scene(plan.seed, plan.split, index, plan.size)
-                tar.write(sample(scene, f"{index:09d}"))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        atomic_path(path) as partial,
+        partial.open("wb") as stream,
+        webdataset.TarWriter(stream, encoder=False, mtime=0) as tar,
+    ):
+        for index in indices:
+            scene = draw_scene(plan.seed, plan.split, index, plan.size)
+            tar.write(sample(scene, f"{index:09d}"))
     return len(indices)
 
 
@@ -115,10 +112,7 @@ def check_manifest(folder: Path, plan: Plan) -> None:
             want = ", ".join(f"{name}={expected.get(name)}" for name in names)
             raise ValueError(f"{path}: found {here}, expected {want}; choose another folder")
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial.write_text(json.dumps(expected, indent=2) + "\n")
-    partial.replace(path)
+    write_text(path, json.dumps(expected, indent=2) + "\n")
 
 
 def _written(

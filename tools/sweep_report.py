@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from spatext.datamodules.documents import write_text
 from spatext.tools.console import one_line_errors
-from spatext.tools.provenance import write_text
 from spatext.tools.results import OK
 from spatext.tools.sweep_figure import draw
 from spatext.tools.sweep_folder import SweepFolder, Trial, number, read_sweep

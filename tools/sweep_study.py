@@ -17,7 +17,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from spatext.tools.provenance import write_text
+from spatext.datamodules.documents import write_text
 from spatext.tools.sweep_process import Job
 from spatext.tools.sweep_space import Parameter
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from spatext.callbacks.images import paint_scenes, preview
+from spatext.callbacks.remarks import cut_texts
 from spatext.modules.spatext import SpaText
 from spatext.tools.recipes import RECIPE, dump_recipe
-from spatext.tools.text_limits import cut_texts
 from spatext.tools.web.orders import Order
 from spatext.tools.web.studio import OnStep, Pixels
 
