@@ -3,6 +3,7 @@ import signal
 import subprocess
 import time
 from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 
 import pytest
 from torch.utils.data import SequentialSampler
@@ -13,6 +14,11 @@ from spatext.datamodules.worker_signals import outlive_signals
 from tiny_runs import Samples, collate
 
 
+def newest_child() -> BaseProcess:
+    """Loaders of other tests may have left some."""
+    return max(active_children(), key=lambda child: int(child.name.rpartition("-")[2]))
+
+
 @pytest.mark.parametrize("name", ["TERM", "USR1"])
 def test_a_worker_outlives_what_others_send(name: str) -> None:
     loader = BatchLoader(
@@ -20,7 +26,7 @@ def test_a_worker_outlives_what_others_send(name: str) -> None:
     )
     batches = iter(loader)
     found = [next(batches)["index"].tolist()]  # so it has begun
-    (worker,) = active_children()
+    worker = newest_child()
     subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
     time.sleep(0.2)
     found += [batch["index"].tolist() for batch in batches]
@@ -33,7 +39,7 @@ def test_its_parent_ends_it() -> None:
     )
     batches = iter(loader)
     next(batches)
-    (worker,) = active_children()
+    worker = newest_child()
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGTERM)
     worker.join(10)

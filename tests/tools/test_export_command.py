@@ -159,7 +159,7 @@ def test_a_record_without_its_run_folder_has_no_secrets(checkpoint: Path, tmp_pa
     state = load_last(checkpoint.parents[1])
     del state["current_model_state"]
     write(state, tmp_path / "a" / "alone.ckpt")
-    shards = {"shards": ["s3://me:word@host/x", "~/a/b", "data/c", "/home/me/{0..9}.tar"]}
+    shards = {"shards": ["s3://me:word@host/x", "~/a/b", "data/c", "/srv/me/{0..9}.tar"]}
     config = OmegaConf.create({"hf_token": "abc", "datamodule": shards})
     record = make_record(tmp_path / "a" / "alone.ckpt", state, config, "ema")
     assert record["weights"] == "raw (the run kept no average)"
