@@ -10,6 +10,9 @@ import pytest
 from torch.utils.data import DataLoader
 
 from callbacks.test_preemption import Signalled, fit, steps
+from fault_runs import with_bad
+from spatext.datamodules.batches import GlobalBatchSampler
+from spatext.datamodules.loaders import TrainingLoader
 from tiny_runs import Samples, TinyData, collate, make_loader
 
 
@@ -37,6 +40,20 @@ def test_a_worker_that_dies_within_a_step_ends_the_run_after_it(tmp_path: Path) 
     with pytest.raises(RuntimeError, match=told):
         fit(tmp_path, Signalled(step=(2, kill_workers)), data=workers())
     assert steps(tmp_path) == ["step-3.ckpt"]
+
+
+def test_a_training_loader_gets_over_a_worker_that_dies_within_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its workers start at the first batch: torch's handler would then raise within the step."""
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)
+    loader = TrainingLoader(
+        Samples(12), batch_sampler=GlobalBatchSampler(12, 2), collate_fn=with_bad, num_workers=1
+    )
+    module = Signalled(step=(2, kill_workers))
+    fit(tmp_path, module, data=loader)
+    assert module.trainer.global_step == 6
+    assert loader.batch_sampler.num_handed_out == 6
 
 
 def test_an_error_of_the_data_comes_after_a_save(tmp_path: Path) -> None:
