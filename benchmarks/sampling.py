@@ -32,11 +32,12 @@ from small_model import THINGS, write_base, write_clip
 from torch import Tensor
 
 from spatext.modules.functional.sampling import initial_noise
-from spatext.modules.generate import Sampling, generate, make_scheduler, to_pixels
+from spatext.modules.generate import generate, to_pixels
 from spatext.modules.networks.clip import Clip
 from spatext.modules.networks.latent import LatentBackbone
 from spatext.modules.networks.priors import IdentityPrior
 from spatext.modules.optim import WarmupLR, adamw
+from spatext.modules.sampling_options import Sampling, make_scheduler
 from spatext.modules.spatext import LatentSpaText
 
 NUM_REGIONS, SCALE = 3, 3.0

@@ -15,8 +15,9 @@ from .callbacks.images import sample_scenes
 from .callbacks.jobs import Job, check_counts, check_sizes, make_batches, make_jobs
 from .callbacks.remarks import remarks
 from .modules.functional.sampling import OnStep
-from .modules.generate import Sampling, make_scheduler, to_pixels
+from .modules.generate import to_pixels
 from .modules.networks.latent import LatentBackbone
+from .modules.sampling_options import Sampling, make_scheduler
 from .modules.spatext import SpaText
 from .pipeline_folder import CARD, card, check_saving, find_folder, forget_origin
 from .pipeline_inputs import (

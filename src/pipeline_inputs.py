@@ -14,7 +14,7 @@ from PIL import Image
 from .datamodules.documents import SUFFIXES, brief, check_keys
 from .datamodules.scenes import Region, Scene, find_scenes, load_scene, scene_from_dict
 from .datamodules.settings import check_size
-from .modules.generate import Sampling, make_scheduler
+from .modules.sampling_options import Sampling, make_scheduler
 
 SceneLike = str | Path | Scene | Mapping[str, Any]
 OutputType = Literal["pil", "np", "pt", "latent"]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from spatext.callbacks.images import paint_scene
 from spatext.datamodules.scenes import Scene, scene_from_dict
-from spatext.modules.generate import Sampling
+from spatext.modules.sampling_options import Sampling
 from spatext.modules.spatext import SpaText
 from spatext.pipeline import SpaTextPipeline
 from tiny import SIZE

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 import spatext.conf
 from runs import compose_config
-from spatext.modules.generate import Sampling
+from spatext.modules.sampling_options import Sampling
 from spatext.tools.console import missing_options
 
 CONF = Path(spatext.conf.__file__).parent
@@ -140,7 +140,7 @@ def test_a_wrong_key_is_found(overrides: list[str], message: str) -> None:
 def test_sampling_options_are_the_fields_with_their_defaults() -> None:
     """Written out in the file so that they can be seen and overridden."""
     options = compose_filled("sample", [])["sampling"]
-    assert options.pop("_target_") == "spatext.modules.generate.Sampling"
+    assert options.pop("_target_") == "spatext.modules.sampling_options.Sampling"
     default = vars(Sampling())
     assert options == {name: [*v] if isinstance(v, tuple) else v for name, v in default.items()}
 

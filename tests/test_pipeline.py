@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 from piped import QUICK, SCENE, painted, pixels, quiet
 from spatext.datamodules.scenes import Region
-from spatext.modules.generate import Sampling, make_scheduler
+from spatext.modules.sampling_options import Sampling, make_scheduler
 from spatext.modules.spatext import SpaText
 from spatext.pipeline import SpaTextPipeline
 from spatext.pipeline_inputs import merge_sampling

@@ -18,12 +18,12 @@ from torch.testing import assert_close
 
 from spatext.callbacks.export import halve, whole_folder
 from spatext.datamodules.scenes import Scene, scene_from_dict
-from spatext.modules.generate import Sampling
 from spatext.modules.networks.clip import Clip
 from spatext.modules.networks.diffusion_prior import DiffusionPrior
 from spatext.modules.networks.prior_schedulers import KARLO
 from spatext.modules.networks.priors import IdentityPrior
 from spatext.modules.networks.regression import MLPPrior
+from spatext.modules.sampling_options import Sampling
 from spatext.modules.spatext import SpaText
 from spatext.pipeline import SpaTextPipeline
 from tiny import (

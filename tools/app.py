@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig
 
 import spatext.conf
 from spatext.datamodules.scenes import Scene, load_scenes
-from spatext.modules.generate import Sampling, make_scheduler
+from spatext.modules.sampling_options import Sampling, make_scheduler
 from spatext.tools.console import check_complete, one_line_errors
 from spatext.tools.loading import load_model, pick_device, read_checkpoint
 from spatext.tools.recipes import fingerprint, make_origin

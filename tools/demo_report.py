@@ -10,9 +10,10 @@ from tqdm import tqdm
 
 from spatext.datamodules.documents import write_text
 from spatext.datamodules.drawing import enlarge, grid, overlay, save_png
-from spatext.modules.generate import Sampling, generate, to_pixels
+from spatext.modules.generate import generate, to_pixels
 from spatext.modules.networks.diffusion_prior import DiffusionPrior
 from spatext.modules.networks.priors import IdentityPrior
+from spatext.modules.sampling_options import Sampling
 from spatext.modules.spatext import SpaText
 from spatext.tools.loading import load_model
 from spatext.tools.provenance import versions

@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from spatext.callbacks.export import halve, whole_folder
-from spatext.modules.generate import Sampling, make_scheduler
+from spatext.modules.sampling_options import Sampling, make_scheduler
 from spatext.modules.spatext import SpaText
 from spatext.pipeline import SpaTextPipeline
 from spatext.pipeline_folder import read_index

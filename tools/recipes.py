@@ -24,8 +24,8 @@ from torch import Tensor, nn, uint8
 
 from spatext.datamodules.images import INVALID
 from spatext.datamodules.scenes import MAX_SIDE, Region, Scene
-from spatext.modules.generate import Sampling
 from spatext.modules.networks.frozen import Frozen
+from spatext.modules.sampling_options import Sampling
 from spatext.tools.provenance import versions
 
 FORMAT = 1

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from spatext.callbacks.jobs import Job, check_counts, check_sizes, make_batches, make_jobs
 from spatext.callbacks.remarks import remarks
 from spatext.datamodules.scenes import load_scenes
-from spatext.modules.generate import Sampling, make_scheduler
+from spatext.modules.sampling_options import Sampling, make_scheduler
 from spatext.tools.console import check_complete, one_line_errors
 from spatext.tools.contact_sheet import count, write_sheets
 from spatext.tools.loading import load_model, pick_device, read_checkpoint

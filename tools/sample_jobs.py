@@ -15,7 +15,7 @@ from spatext.callbacks.jobs import Job
 from spatext.datamodules.documents import brief, is_int
 from spatext.datamodules.drawing import save_png
 from spatext.datamodules.scenes import Scene
-from spatext.modules.generate import Sampling
+from spatext.modules.sampling_options import Sampling
 from spatext.modules.spatext import SpaText
 from spatext.tools.recipes import RECIPE, dump_recipe
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from spatext.datamodules.documents import write_text
-from spatext.modules.generate import Sampling, make_scheduler
+from spatext.modules.sampling_options import Sampling, make_scheduler
 from spatext.tools.console import one_line_errors
 from spatext.tools.demo_report import LAYOUT_SEED, sample_layouts, score
 from spatext.tools.loading import load_model, pick_device

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..datamodules.scenes import Region, Scene
 from ..modules.functional.sampling import OnStep
-from ..modules.generate import Sampling, generate, to_pixels
+from ..modules.generate import generate, to_pixels
 from ..modules.painting import Controls, network_dtype
+from ..modules.sampling_options import Sampling
 from ..modules.spatext import SpaText
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..datamodules.scenes import Scene
-from ..modules.generate import Sampling
+from ..modules.sampling_options import Sampling
 from ..modules.spatext import SpaText
 
 MAX_SHOWN = 400  # letters of what is cut off; our choice

@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from ..datamodules.documents import atomic_path
 from ..datamodules.drawing import Pixels, enlarge, grid, overlay, save_png
 from ..datamodules.scenes import Scene
-from ..modules.generate import Sampling
+from ..modules.sampling_options import Sampling
 from .scene_shots import Shot
 from .tracking import Tracker
 

@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback
 
 from ..datamodules.scenes import load_scenes
 from ..datamodules.settings import check_scales
-from ..modules.generate import Sampling
+from ..modules.sampling_options import Sampling
 from ..modules.spatext import SpaText
 from .scene_album import Album, log_album, write_album
 from .scene_shots import paint_shared, plan_shots

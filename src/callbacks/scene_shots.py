@@ -12,7 +12,7 @@ from torch import distributed, nn
 from ..datamodules.drawing import Pixels
 from ..datamodules.scenes import Scene
 from ..datamodules.settings import CONDITIONS
-from ..modules.generate import Sampling
+from ..modules.sampling_options import Sampling
 from ..modules.spatext import SpaText
 from .images import paint_scenes
 

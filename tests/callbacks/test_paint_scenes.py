@@ -10,8 +10,9 @@ import torch
 
 from spatext.callbacks.images import paint_scene, paint_scenes, preview
 from spatext.datamodules.scenes import Region, Scene
-from spatext.modules.generate import Sampling, generate, to_pixels
+from spatext.modules.generate import generate, to_pixels
 from spatext.modules.painting import Controls
+from spatext.modules.sampling_options import Sampling
 from spatext.modules.spatext import SpaText
 from tiny import LATENT_SIZE, SIZE, load_loud
 

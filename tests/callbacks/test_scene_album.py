@@ -13,7 +13,7 @@ from spatext.callbacks.scene_grid import SceneGrid
 from spatext.callbacks.scene_shots import plan_shots
 from spatext.datamodules.drawing import enlarge, grid, overlay
 from spatext.datamodules.scenes import Region, Scene
-from spatext.modules.generate import Sampling
+from spatext.modules.sampling_options import Sampling
 from tables import read_rows
 
 SIZE = 16

@@ -13,7 +13,8 @@ from spatext.callbacks.images import paint_scene
 from spatext.callbacks.scene_grid import SceneGrid
 from spatext.datamodules.drawing import enlarge, grid, overlay
 from spatext.datamodules.scenes import load_scene
-from spatext.modules.generate import Sampling, generate, to_pixels
+from spatext.modules.generate import generate, to_pixels
+from spatext.modules.sampling_options import Sampling
 from spatext.modules.spatext import SpaText
 from tiny import SIZE, load_spatext
 from tiny_runs import TinyData, make_trainer

@@ -14,7 +14,7 @@ from torch import distributed, multiprocessing
 from spatext.callbacks.scene_grid import SceneGrid
 from spatext.callbacks.scene_shots import evaluating, paint_shared
 from spatext.callbacks.tracking import Tracker
-from spatext.modules.generate import Sampling
+from spatext.modules.sampling_options import Sampling
 from spatext.modules.spatext import SpaText
 from tiny import SIZE, load_spatext
 from wandb_logs import offline_runs

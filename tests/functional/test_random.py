@@ -73,6 +73,11 @@ def test_purposes_are_never_renumbered() -> None:
         "REGION_SEED": 8,
         "CANDIDATE_SEED": 9,
         "OFFSET_NOISE": 10,
+        "IMAGE_SEED": 11,
+        "STAGE_SEED": 12,
+        "CROP": 13,
+        "LOW_RES_LEVEL": 14,
+        "LOW_RES_NOISE": 15,
     }
 
 

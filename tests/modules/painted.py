@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from spatext.modules.generate import Sampling, generate
+from spatext.modules.generate import generate
 from spatext.modules.painting import Controls
+from spatext.modules.sampling_options import Sampling
 from spatext.modules.spatext import SpaText
 from tiny import SIZE, TEXTS
 

@@ -16,7 +16,8 @@ from torch.testing import assert_close
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from spatext.modules.functional.sampling import initial_noise
-from spatext.modules.generate import Sampling, generate, make_scheduler, to_pixels
+from spatext.modules.generate import generate, to_pixels
+from spatext.modules.sampling_options import Sampling, make_scheduler
 from spatext.modules.spatext import SpaText
 from tiny import CHANNELS, LATENT_SIZE, SIZE, TEXTS, load_spatext, unchecked, write_scheduler
 

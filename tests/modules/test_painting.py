@@ -21,8 +21,9 @@ from painted import (
 )
 from spatext.modules.functional.sampling import initial_noise
 from spatext.modules.functional.st import reduce_ids
-from spatext.modules.generate import Sampling, generate, make_scheduler, to_pixels
+from spatext.modules.generate import generate, to_pixels
 from spatext.modules.painting import Controls, start_noise
+from spatext.modules.sampling_options import Sampling, make_scheduler
 from spatext.modules.spatext import SpaText
 from tiny import CHANNELS, LATENT_SIZE, SIZE, TEXTS
 

@@ -9,8 +9,9 @@ import torch
 from torch.testing import assert_close
 
 from painted import FREE, IDS, NUM, PICTURES, SEEDS, fill, paint
-from spatext.modules.generate import Sampling, economical, generate
+from spatext.modules.generate import economical, generate
 from spatext.modules.painting import Controls
+from spatext.modules.sampling_options import Sampling
 from spatext.modules.spatext import SpaText
 from tiny import LATENT_SIZE, SIZE, load_spatext, unchecked
 

@@ -13,7 +13,7 @@ import torch
 from datamodules.tars import png
 from pages import SIZE, encode, painted, picture, pixels, serving, submit, two_halves, watch
 from spatext.callbacks.images import paint_scenes
-from spatext.modules.generate import Sampling
+from spatext.modules.sampling_options import Sampling
 from spatext.tools.loading import load_model
 from spatext.tools.web.limits import Limits
 from spatext.tools.web.orders import read_order

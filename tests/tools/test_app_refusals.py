@@ -11,7 +11,7 @@ import pytest
 
 from datamodules.tars import png
 from pages import encode, serving, two_halves
-from spatext.modules.generate import Sampling
+from spatext.modules.sampling_options import Sampling
 from spatext.tools.web.limits import Limits, Refusal
 from spatext.tools.web.orders import read_order
 

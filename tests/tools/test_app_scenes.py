@@ -16,7 +16,7 @@ from datamodules.tars import png
 from pages import SIZE, encode, painted, pixels, two_halves, watch
 from spatext.callbacks.images import paint_scenes
 from spatext.datamodules.scenes import Region, Scene, load_scene
-from spatext.modules.generate import Sampling
+from spatext.modules.sampling_options import Sampling
 from spatext.tools.loading import load_model
 from spatext.tools.recipes import read_recipe
 from spatext.tools.web.archive import pack_scene, unpack_scene

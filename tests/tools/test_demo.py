@@ -14,12 +14,12 @@ from torch.nn.functional import normalize
 import spatext.conf
 from runs import compose_config
 from spatext.datamodules.crops import crop_planes
-from spatext.modules.generate import Sampling
 from spatext.modules.networks.clip import Clip
 from spatext.modules.networks.diffusion_prior import DiffusionPrior
 from spatext.modules.networks.latent import LatentBackbone
 from spatext.modules.networks.prior_schedulers import KARLO
 from spatext.modules.networks.priors import LinearPrior
+from spatext.modules.sampling_options import Sampling
 from spatext.tools.console import check_complete
 from spatext.tools.demo import WEIGHTS, ChildFailure, Stage, run_stage, stages
 from spatext.tools.demo_report import (

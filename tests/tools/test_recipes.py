@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from samples import rich_scene, sample_by, write_picture
-from spatext.modules.generate import Sampling
+from spatext.modules.sampling_options import Sampling
 from spatext.tools.loading import load_model
 from spatext.tools.recipes import (
     dump_recipe,

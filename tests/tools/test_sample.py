@@ -16,8 +16,8 @@ from spatext.callbacks.checkpoint_writer import write
 from spatext.callbacks.images import paint_scene
 from spatext.callbacks.jobs import Job, make_batches
 from spatext.datamodules.scenes import load_scene
-from spatext.modules.generate import Sampling
 from spatext.modules.networks.priors import IdentityPrior
+from spatext.modules.sampling_options import Sampling
 from spatext.tools.loading import load_model
 
 

@@ -22,7 +22,7 @@ from jaxtyping import UInt8
 
 from spatext.datamodules.documents import brief, check_keys, is_int
 from spatext.datamodules.scenes import Region, Scene
-from spatext.modules.generate import Form, Sampling
+from spatext.modules.sampling_options import Form, Sampling
 from spatext.tools.web.limits import Limits, Refusal
 from spatext.tools.web.pictures import data_url, decode_base64, decode_photo, encode_png
 

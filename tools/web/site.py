@@ -7,7 +7,7 @@ from typing import Any
 
 from spatext.datamodules.drawing import colour
 from spatext.datamodules.scenes import Scene
-from spatext.modules.generate import Sampling
+from spatext.modules.sampling_options import Sampling
 from spatext.tools.web.limits import Limits
 
 KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}

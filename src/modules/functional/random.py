@@ -30,6 +30,11 @@ class Purpose(IntEnum):
     REGION_SEED = 8
     CANDIDATE_SEED = 9
     OFFSET_NOISE = 10
+    IMAGE_SEED = 11  # of the global image embedding that a prior draws for a prompt
+    STAGE_SEED = 12  # of the upsamplers behind the decoder, one each
+    CROP = 13  # on which an upsampler is trained
+    LOW_RES_LEVEL = 14
+    LOW_RES_NOISE = 15
 
 
 def philox_4x32(
