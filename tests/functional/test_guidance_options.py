@@ -5,7 +5,7 @@ import torch
 
 from branches import ALL, CONDITIONS, NONE, NULL, SIZE, X_T, B, Denoise, T, branch
 from spatext.modules.functional.conditions import Conditions
-from spatext.modules.functional.diffusion import to_eps, to_v, to_x_0
+from spatext.modules.functional.diffusion import PredictionType, prediction_target, to_x_0
 from spatext.modules.functional.guidance import (
     combine,
     fast_guidance,
@@ -16,14 +16,13 @@ from spatext.modules.functional.guidance import (
 )
 
 
-@pytest.mark.parametrize("convert", [to_v, to_x_0])
-def test_means_the_same_under_every_parameterisation(convert) -> None:
+@pytest.mark.parametrize("name", ["v_prediction", "sample"])
+def test_means_the_same_under_every_parameterisation(name: PredictionType) -> None:
     a = torch.tensor([0.3, 0.8], dtype=torch.float64)
-    name = {to_v: "v_prediction", to_x_0: "sample"}[convert]
 
     def denoise(x_t: torch.Tensor, t: torch.Tensor, conditions: Conditions) -> torch.Tensor:
-        eps = Denoise()(x_t, t, conditions)
-        return convert(eps, x_t, a.repeat(len(x_t) // B), "epsilon")
+        eps, a_t = Denoise()(x_t, t, conditions), a.repeat(len(x_t) // B)
+        return prediction_target(to_x_0(eps, x_t, a_t, "epsilon"), eps, a_t, name)
 
     scales = {"text": 1.5, "segments": 3.0}
     for guided, reference in [
@@ -36,7 +35,8 @@ def test_means_the_same_under_every_parameterisation(convert) -> None:
             fast_guidance(Denoise(), CONDITIONS, NULL, 3.0),
         ),
     ]:
-        torch.testing.assert_close(to_eps(guided(X_T, T), X_T, a, name), reference(X_T, T))
+        expected = to_x_0(reference(X_T, T), X_T, a, "epsilon")
+        torch.testing.assert_close(to_x_0(guided(X_T, T), X_T, a, name), expected)
 
 
 def test_rescale_brings_back_the_std_of_the_conditional_branch() -> None:

@@ -13,7 +13,12 @@ from diffusers import (
 )
 from scipy import stats
 
-from spatext.modules.functional.diffusion import alphas_cumprod, make_betas, to_v, to_x_0
+from spatext.modules.functional.diffusion import (
+    alphas_cumprod,
+    make_betas,
+    prediction_target,
+    to_x_0,
+)
 from spatext.modules.functional.random import Purpose, normal
 from spatext.modules.functional.sampling import initial_noise, predict_x_0, sample
 
@@ -140,7 +145,7 @@ def test_gaussian_data_are_reproduced(prediction_type) -> None:
         a_t = a[t].view(-1, 1, 1, 1)
         variance = a_t * s**2 + 1 - a_t
         eps = (1 - a_t).sqrt() * (x_t - a_t.sqrt() * mu) / variance
-        return eps if prediction_type == "epsilon" else to_v(eps, x_t, a[t], "epsilon")
+        return prediction_target(to_x_0(eps, x_t, a[t], "epsilon"), eps, a[t], prediction_type)
 
     # The probability flow between two normal laws is affine; DDIM follows it to first order.
     noise = initial_noise(torch.arange(16), (1, 8, 8)).double()

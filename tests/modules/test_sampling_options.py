@@ -159,6 +159,13 @@ def test_scales_and_options_of_the_other_kind_are_refused(model: SpaText) -> Non
         ({"scales": {"text": None}}, "scales: found {'text': None}, expected a number for each"),
         ({"scales": 3.0}, "scales: found 3.0, expected a number for each name"),
         ({"guidance_interval": 0.5}, "guidance_interval: found 0.5, expected [lo, hi]"),
+        ({"thresholding": "clip"}, "thresholding: found 'clip', expected one of ('auto', 'none',"),
+        ({"dynamic_ratio": 0.0}, "dynamic_ratio: found 0.0, expected more than 0 and at most 1"),
+        ({"dynamic_ratio": 1.5}, "dynamic_ratio: found 1.5, expected more than 0 and at most 1"),
+        ({"dynamic_max": 0.9}, "dynamic_max: found 0.9, expected at least 1"),
+        ({"dynamic_max": None}, "dynamic_max: found None, expected at least 1"),
+        ({"upsampler_steps": 0}, "upsampler_steps: found 0, expected at least 1"),
+        ({"upsampler_steps": 2.5}, "upsampler_steps: found 2.5, expected at least 1"),
     ],
 )
 def test_values_of_another_kind_are_refused(options: dict[str, Any], message: str) -> None:
@@ -167,8 +174,9 @@ def test_values_of_another_kind_are_refused(options: dict[str, Any], message: st
 
 
 def test_the_autoencoder_keeps_its_own_setting(base: Path) -> None:
-    backbone: Any = load_spatext(base).backbone
+    model = load_spatext(base)
+    backbone: Any = model.backbone
     backbone.vae.net.enable_tiling()
-    with economical(backbone, Sampling(compile=True)):
+    with economical(model, Sampling(compile=True)):
         assert backbone.vae.net.use_tiling
     assert backbone.vae.net.use_tiling

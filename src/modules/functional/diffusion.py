@@ -108,40 +108,6 @@ def to_x_0(
     return prediction
 
 
-def to_eps(
-    prediction: Float[Tensor, " b *shape"],
-    x_t: Float[Tensor, " b *shape"],
-    alphas_cumprod_t: Float[Tensor, " b"],
-    prediction_type: PredictionType,
-) -> Float[Tensor, " b *shape"]:
-    """v: sqrt(a_t) v + sqrt(1 - a_t) x_t. sample: (x_t - sqrt(a_t) x_0) / sqrt(1 - a_t), undefined
-    at a_t = 1 (solved from DDPM, eq. 4)."""
-    check_prediction_type(prediction_type)
-    alpha, sigma = _coefficients(prediction, alphas_cumprod_t)
-    if prediction_type == "v_prediction":
-        return (alpha * prediction + sigma * x_t).to(prediction.dtype)
-    if prediction_type == "sample":
-        return ((x_t - alpha * prediction) / sigma).to(prediction.dtype)
-    return prediction
-
-
-def to_v(
-    prediction: Float[Tensor, " b *shape"],
-    x_t: Float[Tensor, " b *shape"],
-    alphas_cumprod_t: Float[Tensor, " b"],
-    prediction_type: PredictionType,
-) -> Float[Tensor, " b *shape"]:
-    """epsilon: (eps - sqrt(1 - a_t) x_t) / sqrt(a_t). sample: (sqrt(a_t) x_t - x_0) / sqrt(1 - a_t)
-    (solved from Salimans and Ho 2022, app. D, with a_t + (1 - a_t) = 1)."""
-    check_prediction_type(prediction_type)
-    alpha, sigma = _coefficients(prediction, alphas_cumprod_t)
-    if prediction_type == "epsilon":
-        return ((prediction - sigma * x_t) / alpha).to(prediction.dtype)
-    if prediction_type == "sample":
-        return ((alpha * x_t - prediction) / sigma).to(prediction.dtype)
-    return prediction
-
-
 def check_prediction_type(prediction_type: str) -> None:
     """Raises ValueError unless it is one of the three."""
     if prediction_type not in PREDICTION_TYPES:

@@ -78,21 +78,23 @@ def full_guidance(
     *,
     rescale: float = 0.0,
     strength: Float[Tensor, "b 1 h w"] | None = None,
+    with_text: Sequence[str] = (),
 ) -> GuidedDenoise:
     """eps(x_t | 0) + w sum_i s_i (eps(x_t | c_i) - eps(x_t | 0))  (SpaText, eq. 5; `w` as in
     `combine`).
 
     Each condition stands ALONE against all-null; it is not the nested form of InstructPix2Pix. The
     N + 1 branches are one call of batch (N + 1) b. A condition whose scale is 0 for every image
-    costs no branch; one that is not named is null throughout. Raises ValueError for a name that is
-    unknown or absent.
+    costs no branch; one that is not named is null throughout, but for those in `with_text`, which
+    speak in the branch of the text. Raises ValueError for a name that is unknown or absent.
 
     Rescaling compares with all scales 1 but those that are 0, which for N = 1 is the conditional
     branch (our choice).
     """
     check_names(scales, conditions, "scales")
     active = {name: scale for name, scale in scales.items() if _is_on(scale).any()}
-    branches = [_only(names, conditions, null) for names in [(), *((name,) for name in active)]]
+    spoken = [(name, *with_text) if name == "text" else (name,) for name in active]
+    branches = [_only(names, conditions, null) for names in [(), *spoken]]
     if not active:
         return lambda x_t, t: denoise(x_t, t, branches[0])
     on = [_is_on(scale).float() if isinstance(scale, Tensor) else 1.0 for scale in active.values()]

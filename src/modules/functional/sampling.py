@@ -14,6 +14,9 @@ from .diffusion import to_x_0
 from .random import Purpose, normal
 
 OnStep = Callable[[int, Tensor, Tensor], None]
+# The schedulers of diffusers that draw with a variance of the network. Others that have an option
+# `variance_type` cut the variance off, some of them only for epsilon or three channels.
+LEARNED_VARIANCE = ("DDPMScheduler", "DDPMParallelScheduler", "UnCLIPScheduler")
 
 
 def initial_noise(
@@ -38,10 +41,12 @@ def sample(
     """x_0 from standard normal x_T by any diffusers scheduler; the caller's is left as it was.
 
     `denoise` gets x_t as the scheduler scales it, and t as a tensor [b] (int64, or float for the
-    schedulers over sigma). `generators`, one per image, feed schedulers that draw noise. `eta` is
-    DDIM's (Song et al. 2021, eq. 16). `background` is put behind x before every step and at the
-    end. `on_step` gets the step's number, x after it, and the x_0 that the network saw in it; what
-    it raises ends the sampling.
+    schedulers over sigma); channels of its output beyond those of x are a learned variance, which
+    only schedulers that draw with it get (`takes_variance`). `generators`, one per image, feed
+    schedulers that draw noise. `eta` is DDIM's (Song et al. 2021, eq. 16). Where DDIM bounds x_0,
+    its direction is that of the bounded one, as in the code of Dhariwal and Nichol 2021.
+    `background` is put behind x before every step and at the end. `on_step` gets the step's number,
+    x after it, and the x_0 that the network saw in it; what it raises ends the sampling.
 
     Raises ValueError where `generators` are not one per image or the scheduler knows no `eta`.
     """
@@ -56,6 +61,9 @@ def sample(
         if "eta" not in known:
             raise ValueError(f"eta: {type(scheduler).__name__} has none, expected 0, got {eta}")
         options["eta"] = eta
+    if "use_clipped_model_output" in known and bounds_x_0(scheduler):
+        options["use_clipped_model_output"] = True
+    with_variance = takes_variance(scheduler)
     scheduler.set_timesteps(num_steps, device=x_T.device)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)  # or `add_noise` would look a level up by its t
@@ -68,6 +76,8 @@ def sample(
             options["prev_timestep"] = timesteps[step + 1] if step + 1 < len(timesteps) else None
         x_t = scheduler.scale_model_input(x, t)
         prediction = denoise(x_t, t.expand(len(x)))
+        if not with_variance:
+            prediction = prediction[:, : x.shape[1]]
         output = scheduler.step(prediction, t, x, **options)
         x = output.prev_sample
         if background is not None:
@@ -80,6 +90,18 @@ def sample(
                 x_0_hat = background.over(background.x_0, x_0_hat)
             on_step(step, x, x_0_hat)
     return x
+
+
+def takes_variance(scheduler: Any) -> bool:
+    """Whether its step draws with the variance channels of the network."""
+    known = any(cls.__name__ in LEARNED_VARIANCE for cls in type(scheduler).__mro__)
+    return known and scheduler.config.variance_type in ("learned", "learned_range")
+
+
+def bounds_x_0(scheduler: Any) -> bool:
+    """Whether its options bound x_0 at each step."""
+    config = scheduler.config
+    return bool(config.get("clip_sample") or config.get("thresholding"))
 
 
 def predict_x_0(
