@@ -63,6 +63,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def karlo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as tests/tiny_karlo.py writes it; nothing may be changed in it."""
+    from tiny_karlo import write_karlo
+
+    return write_karlo(tmp_path_factory.mktemp("karlo"))
+
+
+@pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of tests/runs.py; who writes in it takes a name of their own."""
     from runs import make_workspace

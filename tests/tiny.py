@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, PriorTransformer, UNet2DCond
 from open_clip.model import set_model_preprocess_cfg
 from open_clip.push_to_hf_hub import save_for_hf
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from spatext.modules.networks.clip import Clip, TextFeatures
 from spatext.modules.networks.latent import LatentBackbone
@@ -44,13 +44,17 @@ def write_base(folder: Path) -> Path:
         make_vae().save_pretrained(folder / "vae")
         make_text_encoder(len(tokenizer)).save_pretrained(folder / "text_encoder")
         write_scheduler(folder)
-        config = clip_config(len(tokenizer))
-        clip = open_clip.CLIP(**config)
-        set_model_preprocess_cfg(clip, PREPROCESS)
-        save_for_hf(clip, tokenizer, config, folder / "clip", True)
-        prior = {"weight": torch.randn(EMBED_DIM, EMBED_DIM), "bias": torch.randn(EMBED_DIM)}
-        save_linear_prior(folder / "clip" / "linear_prior.safetensors", prior)
+        write_clip(folder / "clip", tokenizer)
     return folder
+
+
+def write_clip(folder: Path, tokenizer: CLIPTokenizer) -> None:
+    config = clip_config(len(tokenizer))
+    clip = open_clip.CLIP(**config)
+    set_model_preprocess_cfg(clip, PREPROCESS)
+    save_for_hf(clip, tokenizer, config, folder, True)
+    prior = {"weight": torch.randn(EMBED_DIM, EMBED_DIM), "bias": torch.randn(EMBED_DIM)}
+    save_linear_prior(folder / "linear_prior.safetensors", prior)
 
 
 def make_unet() -> UNet2DConditionModel:

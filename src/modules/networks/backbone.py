@@ -20,18 +20,29 @@ class Backbone(Protocol):
 
     Ranges and shapes, stated here once:
         image       [b, 3, h, w], RGB in [-1, 1]
-        x_0, x_t    [b, c, h / factor, w / factor], about unit variance
+        x_0, x_t    [b, c, h / factor, w / factor]: latents of about unit variance, or small images
         t           [b], in [0, num_train_timesteps): integers, or floats from samplers over sigma
-        prediction  like x_t, of the kind named by `prediction_type`
+        text        [b, l, e]: what `embed_text` gives, and `denoise` alone looks into
+        prediction  like x_t, of the kind named by `prediction_type`; with a learned variance
+                    [b, 2c, ...], the mean first, then v in about [-1, 1] between the logarithms of
+                    the least and the largest variance (Nichol and Dhariwal 2021, "Improved
+                    denoising diffusion probabilistic models", eq. 15, as (v + 1) / 2)
     """
 
     prediction_type: PredictionType
     alphas_cumprod: Float[Tensor, " t"]
     embed_dim: int
     channels: int
-    factor: int  # image side over latent side
+    factor: int  # image side over that of x_0
     multiple: int  # image sides must be multiples of this
     scheduler_config: dict[str, Any]
+    learned_variance: bool = False
+
+    @property
+    def null_image_embed(self) -> Float[Tensor, "1 d"] | None:
+        """What stands for no CLIP embedding of the image; None for a network that sees none. A
+        learned one is trained through dropout."""
+        return None
 
     def encode(
         self,
@@ -46,11 +57,13 @@ class Backbone(Protocol):
         moments: Float[Tensor, "b 2 c i j"],
         noise: Float[Tensor, "b c i j"] | None = None,
     ) -> Float[Tensor, "b c i j"]:
-        """x_0 as `encode` draws it, of the mean and log-variance of the posterior."""
+        """x_0 as `encode` draws it, of the mean and log-variance of the posterior. ValueError where
+        there is none."""
         ...
 
     def fingerprint(self, kind: Kind) -> dict[str, Any]:
-        """Digests of the weights that decide the moments or the text states."""
+        """Digests of the weights that decide the moments or the text states. ValueError for what
+        cannot be cached."""
         ...
 
     def decode(self, x_0: Float[Tensor, "b c i j"]) -> Float[Tensor, "b 3 h w"]:
@@ -58,7 +71,7 @@ class Backbone(Protocol):
         ...
 
     def embed_text(self, captions: Sequence[str]) -> Float[Tensor, "b l e"]:
-        """Text states for cross-attention. The null text is the empty caption."""
+        """What the network sees of the captions. The null text is the empty caption."""
         ...
 
     def denoise(

@@ -121,6 +121,13 @@ class Clip(HoldsFrozen):
             embeds = self.model.net.encode_image(x)
         return self.scaled(embeds.clone())  # an ordinary tensor again
 
+    def embed_segments(self, batch: Mapping[str, Any]) -> Float[Tensor, "b k d"]:
+        """The cached embeddings of a batch's segments, or those of its crops."""
+        if "embeds" in batch:
+            return batch["embeds"].to(self.mean.dtype)
+        crops = batch["crops"]
+        return self.embed_images(crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
+
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
         """CLIP_txt of each text, in the same scale."""

@@ -22,19 +22,23 @@ class Compiled:
 
     `when`: true, false, or "auto" for GPUs on which Triton can build kernels. `options` are those
     of torch.compile: {mode: reduce-overhead} replays CUDA graphs, {dynamic: true} is for images of
-    many sizes. Only calls that train are compiled: validation and sampling come with other batches
-    and would compile anew for each. A copy, such as an average, compiles for itself.
+    many sizes. `owner` is the key of the configuration that has both. Only calls that train are
+    compiled: validation and sampling come with other batches and would compile anew for each. A
+    copy, such as an average, compiles for itself.
     """
 
-    def __init__(self, when: Compile = False, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        when: Compile = False,
+        options: Mapping[str, Any] | None = None,
+        owner: str = "module.backbone",
+    ) -> None:
         if when not in (True, False, "auto"):
-            raise ValueError(
-                f"module.backbone.compile: found {when!r}, expected auto, true or false"
-            )
-        self.when, self.options = when, dict(options or {})
+            raise ValueError(f"{owner}.compile: found {when!r}, expected auto, true or false")
+        self.when, self.options, self.owner = when, dict(options or {}), owner
         if unknown := [name for name in self.options if name not in OPTIONS]:
             raise ValueError(
-                f"module.backbone.compile_options: found {unknown[0]!r}, expected some of "
+                f"{owner}.compile_options: found {unknown[0]!r}, expected some of "
                 f"{', '.join(OPTIONS)}"
             )
         self.calls: dict[str, Callable[..., Any]] = {}  # by type of device
@@ -44,23 +48,23 @@ class Compiled:
         if self.when is False or not torch.is_grad_enabled():
             return net
         if device.type not in self.calls:
-            wanted = self.when is True or (device.type == "cuda" and can_compile())
+            wanted = self.when is True or (device.type == "cuda" and can_compile(self.owner))
             self.calls[device.type] = torch.compile(net, **self.options) if wanted else net
         return self.calls[device.type]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Compiled":
-        return Compiled(self.when, self.options)
+        return Compiled(self.when, self.options, self.owner)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"calls": {}}
 
 
-def can_compile() -> bool:
+def can_compile(owner: str) -> bool:
     """Whether Triton is there with all that it needs; said in the log where it is not."""
     names = [name for name in (os.environ.get("CC"), *COMPILERS) if name]
     lacks = "" if has_triton() else "Triton and a GPU of compute capability 7.0"
     if not any(shutil.which(name) for name in names):
         lacks = "a C compiler (cc, gcc, clang or $CC)"
     if lacks:
-        log.warning("module.backbone.compile=auto: not compiled, which takes %s", lacks)
+        log.warning("%s.compile=auto: not compiled, which takes %s", owner, lacks)
     return not lacks

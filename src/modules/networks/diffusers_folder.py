@@ -32,6 +32,11 @@ LAYOUT = {
 }
 PARTS = tuple(LAYOUT)
 INDEX = "model_index.json"
+# The part by which a family of models is known, and what trains it.
+FAMILIES = {
+    "unet": "a latent diffusion model (module=latent)",
+    "decoder": "an unCLIP or GLIDE decoder (module=pixel)",
+}
 # Inputs and conventions that other families of models have; absent or null means without.
 FOREIGN = {
     "unet": ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type"),
@@ -59,30 +64,47 @@ class DiffusersFolder:
         return ValueError(f"{given}: {place}: found {found}, expected {expected}")
 
 
-def open_folder(path: str, parts: Sequence[str], option: str) -> DiffusersFolder:
+def open_folder(
+    path: str, parts: Sequence[str], option: str, layout: Mapping[str, Part] = LAYOUT
+) -> DiffusersFolder:
     """The parts' configurations, their classes and files checked.
 
     Of a hub name only the configurations are looked at here, which are downloaded where they are
-    not in the cache. Raises ValueError for the first part that is missing, of another class, or
-    without weights as safetensors: other formats can run code when they are read.
+    not in the cache. Raises ValueError for a folder of another family of models, and for the first
+    part that is missing, of another class, or without weights as safetensors: other formats can run
+    code when they are read.
     """
+    check_family(Path(path).expanduser(), parts, option, path)
     root = require_parts(path, parts, option)
     local = Path(root).is_dir()
-    with named_errors(path, option):
+    with named_errors(path, option, parts):
         names = [INDEX, *(f"{part}/*" + ending for part in parts for ending in (".json", ".txt"))]
         files = Path(root if local else snapshot_download(root, allow_patterns=names))
     if not local:
+        check_family(files, parts, option, path)
         missing_parts(files, parts, f"{option}={path}")
-    configs = {part: read_config(files / part / LAYOUT[part].config, option) for part in parts}
+    configs = {part: read_config(files / part / layout[part].config, option) for part in parts}
     folder = DiffusersFolder(root, option, configs)
-    check_classes(folder, files, parts)
+    check_classes(folder, files, {part: layout[part] for part in parts})
     vocabulary = [files / "tokenizer" / name for name in ("tokenizer.json", "vocab.json")]
     if "tokenizer" in parts and not any(path.is_file() for path in vocabulary):
         raise folder.refuse("tokenizer/", "no vocabulary", "tokenizer.json or vocab.json")
     for part in parts:
-        if local and (weights := LAYOUT[part].weights):
+        if local and (weights := layout[part].weights):
             check_weights(folder, files / part, weights)
     return folder
+
+
+def check_family(files: Path, parts: Sequence[str], option: str, path: str) -> None:
+    """Refuse a model of another family than the parts are of."""
+    index = read_config(files / INDEX, option) if (files / INDEX).is_file() else {}
+    found = [part for part in FAMILIES if part in index or (files / part).is_dir()]
+    for own in FAMILIES.keys() & set(parts):
+        if found and own not in found:
+            raise ValueError(
+                f"{option}={path}: missing {own}; found {found[0]}, as {FAMILIES[found[0]]} has "
+                f"it, expected {FAMILIES[own]} with {', '.join(parts)}"
+            )
 
 
 def missing_parts(files: Path, parts: Sequence[str], given: str) -> None:
@@ -104,13 +126,13 @@ def read_config(path: Path, option: str) -> dict[str, Any]:
     return config
 
 
-def check_classes(folder: DiffusersFolder, files: Path, parts: Sequence[str]) -> None:
+def check_classes(folder: DiffusersFolder, files: Path, parts: Mapping[str, Part]) -> None:
     """By the index of the whole, where there is one, and by what each part says of itself."""
     index = read_config(files / INDEX, folder.option) if (files / INDEX).is_file() else {}
-    for part in parts:
-        expected, config = LAYOUT[part].classes, folder.configs[part]
+    for part, layout in parts.items():
+        expected, config = layout.classes, folder.configs[part]
         stated = {f"{INDEX}: {part}": (index.get(part) or [None])[-1]}
-        stated[f"{part}/{LAYOUT[part].config}: class"] = config.get(
+        stated[f"{part}/{layout.config}: class"] = config.get(
             "_class_name", next(iter(config.get("architectures") or []), None)
         )
         for place, found in stated.items():
@@ -171,14 +193,16 @@ def check_foreign(folder: DiffusersFolder, part: str) -> None:
             raise folder.refuse(f"{part}/config.json: {key}", found, expected)
 
 
-def check_scheduler(folder: DiffusersFolder, prediction_type: str | None) -> str:
+def check_scheduler(
+    folder: DiffusersFolder, prediction_type: str | None, part: str = "scheduler"
+) -> str:
     """A schedule of betas for a network of this prediction type, where one is asked for; returns
     that which it is for.
 
     Nothing but the scheduler says what the network predicts, and nothing would fail if it were
     another: the experiments for published models therefore ask.
     """
-    config, place = folder.configs["scheduler"], "scheduler/scheduler_config.json"
+    config, place = folder.configs[part], f"{part}/scheduler_config.json"
     if "beta_schedule" not in config and config.get("trained_betas") is None:
         found = config.get("_class_name", "no beta_schedule")
         raise folder.refuse(place, found, "a schedule of betas, as DDIMScheduler has")
@@ -190,13 +214,14 @@ def check_scheduler(folder: DiffusersFolder, prediction_type: str | None) -> str
 
 
 @contextmanager
-def named_errors(path: str, option: str) -> Iterator[None]:
+def named_errors(path: str, option: str, parts: Sequence[str] = PARTS) -> Iterator[None]:
     """What the libraries raise for files that they cannot have, as one line with the option."""
     try:
         yield
     except OSError as error:
         reason = " ".join(str(error).split())[:200]
+        *others, last = parts
+        expected = f"{', '.join(others)} and {last}" if others else last
         raise ValueError(
-            f"{option}={path}: {reason}; expected a folder, or a name on the hub, with unet, vae, "
-            "text_encoder, tokenizer and scheduler"
+            f"{option}={path}: {reason}; expected a folder, or a name on the hub, with {expected}"
         ) from error

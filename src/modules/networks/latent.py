@@ -8,26 +8,25 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from jaxtyping import Float, Real
 from torch import Tensor
-from torch.amp import is_autocast_available
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..functional.conditions import Conditions
-from ..functional.diffusion import PredictionType, check_terminal_snr, rescale_zero_terminal_snr
-from ..functional.diffusion import alphas_cumprod as cumulate
-from ..functional.st import Resize, Segments
+from ..functional.diffusion import PredictionType, rescale_zero_terminal_snr
+from ..functional.st import Resize
 from .backbone import Backbone, Kind
 from .captions import encode_captions
-from .compiled import Compile, Compiled
+from .compiled import Compile
 from .diffusers_folder import PARTS, check_foreign, check_model, named_errors, open_folder
 from .encodings import draw_posterior, posterior_moments, text_fingerprint, vae_fingerprint
-from .frozen import Frozen, PartlyTrained
-from .lora import add_lora, make_lora, merged
-from .surgery import Evaluation, NewWeights, widen_conv
+from .frozen import Frozen
+from .lora import merged
+from .surgery import Evaluation, NewWeights
+from .trained_unet import TrainedUnet
 
 ENCODERS = ("vae", "text_encoder", "tokenizer")
 
 
-class LatentBackbone(PartlyTrained, Backbone):
+class LatentBackbone(TrainedUnet, Backbone):
     """SpaText on a latent diffusion model (SpaText, section 3.3): only the UNet is trained.
 
     The spatio-textual map enters once, through the widened first convolution; a UNet that is as
@@ -62,42 +61,31 @@ class LatentBackbone(PartlyTrained, Backbone):
     ) -> None:
         super().__init__()
         self.prediction_type: PredictionType = scheduler.config.prediction_type
-        rescaled = zero_terminal_snr or scheduler.config.rescale_betas_zero_snr
-        check_terminal_snr(rescaled, self.prediction_type)
-        self.embed_dim = embed_dim
         self.channels: int = vae.config.latent_channels
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.multiple = self.factor * 2 ** (len(unet.config.block_out_channels) - 1)
-        unet.conv_in = widen_conv(
-            unet.conv_in,
-            embed_dim,
-            in_channels=self.channels,
+        self.take_unet(
+            unet,
+            channels=self.channels,
+            embed_dim=embed_dim,
             new_weights=new_weights,
-            evaluation=st_conv,
-            resize=st_resize,
+            st_conv=st_conv,
+            st_resize=st_resize,
+            channels_last=channels_last,
+            gradient_checkpointing=gradient_checkpointing,
+            compile=compile,
+            compile_options=compile_options,
+            lora=lora,
         )
-        unet.register_to_config(in_channels=self.channels + embed_dim)
-        if lora is not None:
-            add_lora(unet, make_lora(lora))
-        if channels_last:
-            unet.to(memory_format=torch.channels_last)
-        if gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
-        self.compiled = Compiled(compile, compile_options)
-        # from_pretrained leaves it in evaluation mode, and a Trainer keeps the mode it finds.
-        self.unet = unet.train()
-        self.untrained = frozenset(n for n, p in self.named_parameters() if not p.requires_grad)
         self.vae, self.text_encoder = Frozen(vae), Frozen(text_encoder)
         self.tokenizer = tokenizer
-        self.null_text: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-
         betas = scheduler.betas.double()
-        self.scheduler_config: dict[str, Any] = dict(scheduler.config)
+        # Latents are not bounded, whatever the folder's scheduler has by default.
+        self.scheduler_config: dict[str, Any] = dict(scheduler.config) | {"clip_sample": False}
         if zero_terminal_snr:
             betas = rescale_zero_terminal_snr(betas)
             self.scheduler_config["rescale_betas_zero_snr"] = True
-        # float32, as in diffusers: some devices have no float64.
-        self.register_buffer("alphas_cumprod", cumulate(betas).float(), persistent=False)
+        self.take_schedule(betas)
 
     @classmethod
     def from_pretrained(
@@ -124,7 +112,10 @@ class LatentBackbone(PartlyTrained, Backbone):
                 "scheduler": DDPMScheduler.from_pretrained(folder.path, subfolder="scheduler"),
                 **load_encoders(folder.path),
             }
-        return cls(embed_dim=embed_dim, **parts, **options)
+        backbone = cls(embed_dim=embed_dim, **parts, **options)
+        if backbone.base is not None:
+            backbone.base["path"] = path
+        return backbone
 
     @classmethod
     def from_config(
@@ -203,19 +194,12 @@ class LatentBackbone(PartlyTrained, Backbone):
         Equal captions, as those of a dropped or an empty prompt, are encoded once; the empty
         prompt alone, which every step asks for, once per device and precision.
         """
+        net = self.text_encoder.net
         if list(captions) != [""]:
-            return encode_captions(self.text_encoder.net, self.tokenizer, captions)
-        device = self.alphas_cumprod.device
-        dtype = self.text_encoder.net.dtype
-        if is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-            dtype = torch.get_autocast_dtype(device.type)
-        key = (device, dtype)
-        if key not in self.null_text:
-            # Training keeps it for the backward pass, also where a validation asked for it first.
-            with torch.inference_mode(False), torch.no_grad():
-                null = encode_captions(self.text_encoder.net, self.tokenizer, [""])
-            self.null_text = {key: null}
-        return self.null_text[key]
+            return encode_captions(net, self.tokenizer, captions)
+        return self.cached_null_text(
+            net.dtype, lambda: encode_captions(net, self.tokenizer, captions)
+        )
 
     def denoise(
         self,
@@ -226,15 +210,6 @@ class LatentBackbone(PartlyTrained, Backbone):
         unet = self.compiled(self.unet, x_t.device)
         with self.unet.conv_in.painting(conditions.segments):
             return unet(x_t, t, encoder_hidden_states=conditions.text, return_dict=False)[0]
-
-    def first_layer_std(
-        self, x_t: Float[Tensor, "b c i j"], segments: Segments
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        conv = self.unet.conv_in
-        silent = torch.zeros_like(x_t)
-        with conv.painting(segments):
-            painted = conv(silent)
-        return conv(x_t).std(), (painted - conv(silent)).std()
 
 
 def load_encoders(path: str) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Training low-rank updates of a UNet's matrices instead of the matrices."""
 
+import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -9,6 +11,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+log = logging.getLogger(__name__)
+
+SAMPLED = 64  # numbers of each weight
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -101,3 +106,31 @@ def merged(unet: UNet2DConditionModel) -> UNet2DConditionModel:
         plain = UNet2DConditionModel.from_config(unet.config)
     plain.load_state_dict(state, assign=True)
     return plain.eval()
+
+
+def describe_base(untrained: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a checkpoint tells of the weights that it does not hold: a digest of their names, shapes
+    and first numbers (our choice: all of them are gigabytes to read)."""
+    digest = hashlib.sha256()
+    for name in sorted(untrained):
+        value = untrained[name].detach()
+        part = (value[0] if value.ndim > 1 else value).flatten()[:SAMPLED]
+        digest.update(f"{name} {list(value.shape)}\n".encode())
+        digest.update(part.cpu().float().numpy().tobytes())
+    return {"path": None, "weights": digest.hexdigest()}
+
+
+def check_base(checkpoint: Mapping[str, Any], base: Mapping[str, Any] | None) -> None:
+    """ValueError unless the updates of a checkpoint are of this base; where it does not tell, a
+    warning."""
+    found = checkpoint.get("base")
+    if base is None or found == base:
+        return
+    if found is None:
+        log.warning("checkpoint: tells no base, expected updates of %s", base["path"])
+    elif found["weights"] != base["weights"]:
+        raise ValueError(
+            f"checkpoint: its low-rank updates are of {found['path']} (digest "
+            f"{found['weights'][:12]}), expected the same weights as module.backbone.path, found "
+            f"{base['path']} (digest {base['weights'][:12]})"
+        )
