@@ -40,6 +40,7 @@ def shared(workspace: Path, run_dir: Path) -> list[str]:
         "datamodule.num_workers=0",
         "module.lr_scheduler.warmup_steps=2",
         "callbacks.progress.refresh_rate=0",
+        "callbacks.curves=null",  # the picture takes longer than the steps
     ]
 
 
@@ -52,6 +53,46 @@ def latent(workspace: Path, run_dir: Path, *overrides: str) -> list[str]:
         f"base={workspace / 'base'}",
         f"module.backbone.embed_dim={EMBED_DIM}",
         *shared(workspace, run_dir),
+        *overrides,
+    ]
+
+
+def pixel(workspace: Path, karlo: Path, run_dir: Path, *overrides: str) -> list[str]:
+    """The experiment on Karlo, with the folder of tests/tiny_karlo.py in its place."""
+    return [
+        "experiment=pixel_unclip",
+        "trainer=cpu",
+        "trainer.precision=32-true",
+        f"backbone.path={karlo}",
+        f"module.backbone.embed_dim={EMBED_DIM}",
+        "module.backbone.factor=2",
+        f"module.clip.name=local-dir:{karlo / 'clip'}",
+        "module.clip.pretrained=null",
+        *shared(workspace, run_dir),
+        *overrides,
+    ]
+
+
+def glide(workspace: Path, karlo: Path, run_dir: Path, *overrides: str) -> list[str]:
+    """The experiment in the manner of GLIDE, with networks as small as those of the folder."""
+    decoder = {
+        "block_out_channels": "[8,16]",
+        "down_block_types": "[ResnetDownsampleBlock2D,SimpleCrossAttnDownBlock2D]",
+        "up_block_types": "[SimpleCrossAttnUpBlock2D,ResnetUpsampleBlock2D]",
+        "layers_per_block": 1,
+        "attention_head_dim": 4,
+        "cross_attention_dim": 16,
+    }
+    text_encoder = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1}
+    _, *options = pixel(workspace, karlo, run_dir)
+    return [
+        "experiment=pixel_glide",
+        *(option for option in options if not option.startswith("backbone.path")),
+        f"module.backbone.path={karlo}",
+        *(f"module.backbone.decoder.{name}={value}" for name, value in decoder.items()),
+        "+module.backbone.decoder.norm_num_groups=4",
+        *(f"module.backbone.text_encoder.{name}={value}" for name, value in text_encoder.items()),
+        "module.backbone.text_encoder.num_attention_heads=2",
         *overrides,
     ]
 

@@ -14,9 +14,11 @@ import torch
 
 import spatext.conf
 from datamodules.pair_folders import make_rows, write_rows
-from runs import latent, run, shared
+from runs import glide, latent, pixel, run, shared
 from spatext.modules.networks.clip import Clip
 from tiny import EMBED_DIM, MAX_LENGTH
+from tiny_karlo import write_karlo
+from tiny_upsampler import TINY_UPSAMPLER
 
 EXPERIMENTS = Path(spatext.conf.__file__).parent / "experiment"
 
@@ -55,6 +57,11 @@ def exporting(workspace: Path, run_dir: Path) -> list[str]:
     return [*shared(workspace, run_dir), f"callbacks.export.folder={run_dir / 'export'}"]
 
 
+def upsampling(workspace: Path, run_dir: Path) -> list[str]:
+    options = ["trainer=cpu", "trainer.precision=32-true"]
+    return [*exporting(workspace, run_dir), *options, *TINY_UPSAMPLER]
+
+
 def on_stable_diffusion(workspace: Path, run_dir: Path) -> list[str]:
     """With the workspace in the place of the published models."""
     return [
@@ -66,6 +73,16 @@ def on_stable_diffusion(workspace: Path, run_dir: Path) -> list[str]:
         f"module.clip.name=local-dir:{workspace / 'base' / 'clip'}",
         "module.clip.pretrained=null",
     ]
+
+
+def on_karlo(workspace: Path, run_dir: Path) -> list[str]:
+    """Half of the image embeddings are dropped, so that two steps teach their null, too."""
+    options = ("module.drop_rates.image_embed=0.5",)
+    return pixel(workspace, workspace / "karlo", run_dir, *options)[1:]
+
+
+def like_glide(workspace: Path, run_dir: Path) -> list[str]:
+    return glide(workspace, workspace / "karlo", run_dir)[1:]
 
 
 # How each experiment is brought to the size of tests/tiny.py. A new one needs its line here.
@@ -85,6 +102,16 @@ TINY: dict[str, Callable[[Path, Path], list[str]]] = {
         "datamodule.batch_size=2",
         "callbacks.progress.refresh_rate=0",
     ],
+    "pixel_glide": like_glide,
+    "pixel_tiny": lambda workspace, run_dir: [  # with the encoders of the package
+        f"run_dir={run_dir}",
+        "trainer=cpu",
+        f"datamodule.shards={workspace / 'train'}",
+        "datamodule.batch_size=2",
+        "module.drop_rates.image_embed=0.5",  # as on_karlo has it
+        "callbacks.progress.refresh_rate=0",
+    ],
+    "pixel_unclip": on_karlo,
     "prior_mlp_tiny": lambda workspace, run_dir: [
         *pairs(workspace, run_dir),
         f"base={workspace / 'base'}",
@@ -118,12 +145,16 @@ TINY: dict[str, Callable[[Path, Path], list[str]]] = {
         f"module.backbone.path={workspace / 'base'}",
         "module.backbone.unet.block_out_channels=[16,16,32]",
     ],
+    "upsampler_1024": upsampling,
+    "upsampler_256": upsampling,
+    "upsampler_tiny": upsampling,
 }
 
 
 @pytest.fixture(scope="module")
 def workspace(workspace: Path) -> Path:
-    """And pairs as its CLIP might have embedded them."""
+    """And pairs as its CLIP might have embedded them, and karlo/."""
+    write_karlo(workspace / "karlo")
     rows = make_rows("shapes", 24)
     embeds = np.random.default_rng(0).normal(size=(24, EMBED_DIM)).astype(np.float32)
     clip = Clip(f"local-dir:{workspace / 'base' / 'clip'}")

@@ -8,6 +8,16 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from .cascade import (
+    Kept,
+    compile_unets,
+    count_steps,
+    count_timesteps,
+    generators,
+    later,
+    upsample,
+    upsamplers,
+)
 from .functional.conditions import Conditions
 from .functional.guidance import (
     GuidedDenoise,
@@ -19,7 +29,6 @@ from .functional.guidance import (
 )
 from .functional.sampling import OnStep, sample
 from .functional.st import reduce_ids
-from .networks.backbone import Backbone
 from .networks.latent import LatentBackbone
 from .painting import (
     Controls,
@@ -51,11 +60,15 @@ def generate(
 
     `texts[i][k - 1]` is the local text of the pixels of scene i with id k; 0 is unpainted. Image i
     is a function of its own scene, seed and row of `controls`, whatever else is in the batch.
-    `on_step` is that of `sample`. Latents are float32; the networks run in the model's own dtype.
+    `on_step` is that of `sample`, and goes on through the upsamplers (`count_steps` in all), whose
+    x_t and x_0_hat are larger images. x_t is float32; the networks run in the model's own dtype.
     """
     controls = controls or Controls()
     backbone, dtype = model.backbone, network_dtype(model)
     scheduler = make_scheduler(sampling, backbone.scheduler_config)
+    check_tiling(model, sampling)
+    if not latent:
+        count_steps(model, sampling)  # raises for what is wrong with the upsamplers' options
     full_prompts = [
         ", ".join(part for part in [prompt, *(local if sampling.append_texts else ())] if part)
         for prompt, local in zip(prompts, texts, strict=True)
@@ -66,17 +79,27 @@ def generate(
     size = (ids.shape[1] // backbone.factor, ids.shape[2] // backbone.factor)
     cells = reduce_ids(segments.ids, segments.valid, size)
     x_T = start_noise(controls, cells, seeds, backbone.channels)
-    with economical(backbone, sampling):
+    with economical(model, sampling):
         x_0 = sample(
             guide(model, conditions, null, sampling, controls, strength_map(controls, cells)),
             scheduler,
             x_T,
             sampling.num_steps,
-            generators=[torch.Generator(x_T.device).manual_seed(int(seed)) for seed in seeds],
+            generators=generators(seeds, x_T.device),
             background=latent_background(model, controls, x_T),
             on_step=on_step,
         )
-        return x_0 if latent else paste(backbone.decode(x_0.to(dtype)), controls)
+        if latent:
+            return x_0
+        if not upsamplers(model):
+            return paste(backbone.decode(x_0.to(dtype)), controls)
+        first = count_timesteps(scheduler, sampling.num_steps)
+        kept = None
+        if controls.background is not None and controls.repaint is not None:
+            kept = Kept(controls.background, controls.repaint)
+        tell = later(on_step, first)
+        images = upsample(model, x_0, conditions, seeds, sampling, kept=kept, on_step=tell)
+        return paste(images, controls)
 
 
 def guide(
@@ -87,7 +110,11 @@ def guide(
     controls: Controls,
     strength: Float[Tensor, "b 1 h w"] | None,
 ) -> GuidedDenoise:
-    """The denoiser under the guidance that is asked for; its predictions are float32."""
+    """The denoiser under the guidance that is asked for; its predictions are float32.
+
+    A global image embedding that `scales` do not name goes with the text: both are made of the
+    prompt, and are the paper's one global condition (our choice). Named, it stands alone.
+    """
     dtype = network_dtype(model)
     options: dict[str, Any] = {"rescale": sampling.rescale, "strength": strength}
     scales = asked_scales(sampling, controls, conditions.text.device)
@@ -96,7 +123,11 @@ def guide(
         return model.backbone.denoise(x_t.to(dtype), t, conditions).float()
 
     if isinstance(scales, Mapping):
-        guided = full_guidance(denoise, conditions, null, scales, **options)
+        absent = "image_embed" in conditions.names and "image_embed" not in scales
+        with_text = ["image_embed"] if absent else []
+        guided = full_guidance(denoise, conditions, null, scales, with_text=with_text, **options)
+        if "text" in scales:
+            scales = {**dict.fromkeys(with_text, scales["text"]), **scales}
     else:
         guided = fast_guidance(denoise, conditions, null, scales, **options)
         scales = dict.fromkeys(conditions.names, scales)
@@ -122,29 +153,35 @@ def asked_scales(
     return {name: scale.to(device) for name, scale in scales.items()}
 
 
+def check_tiling(model: SpaText, sampling: Sampling) -> None:
+    """Raises ValueError where there is no autoencoder to tile."""
+    if sampling.vae_tiling and not isinstance(model.backbone, LatentBackbone):
+        raise ValueError(
+            f"sampling.vae_tiling: found with a {type(model.backbone).__name__}, which has no "
+            "autoencoder, expected false"
+        )
+
+
 @contextmanager
-def economical(backbone: Backbone, sampling: Sampling) -> Iterator[None]:
+def economical(model: SpaText, sampling: Sampling) -> Iterator[None]:
     """Inside the block, what `sampling` asks for to save memory or time.
 
     A compiled UNet stays compiled: calls without `compile` are faster from then on, too.
     """
-    if not (sampling.vae_tiling or sampling.compile):
+    if sampling.compile:
+        compile_unets(model)
+    if not sampling.vae_tiling:
         yield
         return
-    if not isinstance(backbone, LatentBackbone):
-        raise ValueError("sampling.vae_tiling, sampling.compile: expected a latent backbone")
-    if sampling.compile:
-        backbone.unet.compile()
-    vae = backbone.vae.net
-    if sampling.vae_tiling:
-        vae.enable_tiling()
-        vae.enable_slicing()
+    assert isinstance(model.backbone, LatentBackbone)
+    vae = model.backbone.vae.net
+    vae.enable_tiling()
+    vae.enable_slicing()
     try:
         yield
-    finally:
-        if sampling.vae_tiling:  # elsewhere the autoencoder's own setting stays
-            vae.disable_tiling()
-            vae.disable_slicing()
+    finally:  # elsewhere the autoencoder's own setting stays
+        vae.disable_tiling()
+        vae.disable_slicing()
 
 
 def to_pixels(images: Float[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b h w 3"]:

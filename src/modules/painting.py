@@ -52,11 +52,16 @@ def network_dtype(model: SpaText) -> torch.dtype:
 
 
 def null_conditions(model: SpaText, negative_prompts: Sequence[str] | None) -> Conditions:
-    """The model's null, its text replaced by that of each image's negative prompt."""
+    """The model's null, its text replaced by that of each image's negative prompt. The null of a
+    global image embedding stays: no prior draws one for what is not wanted (our choice)."""
     null = model.null_conditions()
     if negative_prompts is None or not any(negative_prompts):
         return null
-    return replace(null, text=model.backbone.embed_text(negative_prompts))
+    image_embed = null.image_embed
+    if image_embed is not None:
+        image_embed = image_embed.expand(len(negative_prompts), -1)
+    text = model.backbone.embed_text(negative_prompts)
+    return replace(null, text=text, image_embed=image_embed)
 
 
 def strength_map(

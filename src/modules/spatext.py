@@ -14,6 +14,7 @@ from .functional.st import Segments
 from .networks.backbone import Backbone
 from .networks.clip import Clip, check_embeddings, check_fingerprint
 from .networks.frozen import Frozen, HoldsFrozen
+from .networks.lora import check_base
 from .networks.priors import Prior
 from .text_to_image import TextToImage
 
@@ -58,15 +59,9 @@ class SpaText(HoldsFrozen, TextToImage):
 
     def conditions(self, batch: dict[str, Any]) -> Conditions:
         """The conditions of a batch: its captions untouched, its crops through CLIP."""
-        segments = Segments(ids=batch["ids"], embeds=self.embeds(batch), valid=batch["valid"])
+        embeds = self.clip.embed_segments(batch)
+        segments = Segments(ids=batch["ids"], embeds=embeds, valid=batch["valid"])
         return Conditions(text=self.text(batch), segments=segments)
-
-    def embeds(self, batch: dict[str, Any]) -> Float[Tensor, "b k d"]:
-        """The cached embeddings of a batch's segments, or those of its crops."""
-        if "embeds" in batch:
-            return batch["embeds"].to(self.clip.mean.dtype)
-        crops = batch["crops"]
-        return self.clip.embed_images(crops.flatten(0, 1)).unflatten(0, crops.shape[:2])
 
     def encoder(self, kind: str) -> dict[str, Any]:
         return self.clip.encoder if kind == "embeds" else super().encoder(kind)
@@ -128,9 +123,12 @@ class SpaText(HoldsFrozen, TextToImage):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["embeddings"] = self.clip.fingerprint
+        if base := getattr(self.backbone, "base", None):
+            checkpoint["base"] = dict(base)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_embeddings(checkpoint, self.clip.fingerprint)
+        check_base(checkpoint, getattr(self.backbone, "base", None))
 
 
 class LatentSpaText(SpaText):

@@ -6,13 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
-from .functional.conditions import Conditions, drop_conditions
+from .functional.conditions import NAMES, Conditions, drop_conditions
 from .functional.diffusion import add_noise, prediction_target, snr
-from .functional.losses import Weighting, diffusion_loss, loss_weight
+from .functional.losses import Weighting, diffusion_loss, hybrid_losses, loss_weight
 from .functional.random import Purpose, normal, randint
 from .functional.st import Segments
+from .functional.variational import variational_bound
 from .networks.backbone import Backbone
-from .training import MakeOptimizer, MakeScheduler, TrainedModule
+from .training import MakeOptimizer, MakeScheduler, TrainedModule, steps_of
 
 
 class TextToImage(TrainedModule):
@@ -25,7 +26,12 @@ class TextToImage(TrainedModule):
     `offset_noise` s adds s n_c to the noise of training, one standard normal number per image and
     channel, so that a mean brightness is learned too (Guttenberg 2023, "Diffusion with offset
     noise", with s = 0.1). The noise of validation has none, so that its losses compare.
+
+    Where the backbone learns its variance the loss is L_hybrid, see `hybrid_losses`.
+    `num_train_steps` trains on so many evenly spaced steps of the schedule; None is all of them.
     """
+
+    timesteps: Tensor
 
     def __init__(
         self,
@@ -37,12 +43,18 @@ class TextToImage(TrainedModule):
         loss_weighting: Weighting = "none",
         min_snr_gamma: float = 5.0,
         offset_noise: float = 0.0,
+        vb_weight: float = 0.001,
+        num_train_steps: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
-        if offset_noise < 0:
-            raise ValueError(f"module.offset_noise: found {offset_noise}, expected at least 0")
-        self.backbone = backbone
+        for name, value in (("offset_noise", offset_noise), ("vb_weight", vb_weight)):
+            if value < 0:
+                raise ValueError(f"module.{name}: found {value}, expected at least 0")
+        self.backbone, self.vb_weight = backbone, vb_weight
+        timesteps = steps_of(backbone.alphas_cumprod, num_train_steps)
+        self.register_buffer("timesteps", timesteps, persistent=False)
+        check_rates(drop_rates, backbone)
         self.drop_rates = dict(drop_rates)
         self.loss_weighting, self.min_snr_gamma = loss_weighting, min_snr_gamma
         self.offset_noise, self.seed = offset_noise, seed
@@ -81,16 +93,19 @@ class TextToImage(TrainedModule):
             self.seed,
             batch["index"],
         )
-        loss = self.loss(batch, conditions, self.seed, offset_noise=self.offset_noise)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["index"]))
-        return loss
+        losses = self.losses(batch, conditions, self.seed, offset_noise=self.offset_noise)
+        size = len(batch["index"])
+        for name, value in losses.items():
+            self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=size)
+        return losses["loss"]
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         # The same noise at every validation, and not that of training.
-        loss = self.loss(batch, self.conditions(batch), self.seed + 1)
-        size = len(batch["index"])
-        self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=size)
-        return loss
+        losses = self.losses(batch, self.conditions(batch), self.seed + 1)
+        options: dict[str, Any] = {"sync_dist": True, "batch_size": len(batch["index"])}
+        for name, value in losses.items():
+            self.log(f"val/{name}", value, prog_bar=name == "loss", **options)
+        return losses["loss"]
 
     def loss(
         self,
@@ -100,14 +115,29 @@ class TextToImage(TrainedModule):
         *,
         offset_noise: float = 0.0,
     ) -> Tensor:
-        """E || target - prediction ||^2, weighted; the paper's L_LDM for the epsilon target."""
+        """What is minimised, of `losses`."""
+        return self.losses(batch, conditions, seed, offset_noise=offset_noise)["loss"]
+
+    def losses(
+        self,
+        batch: dict[str, Any],
+        conditions: Conditions,
+        seed: int,
+        *,
+        offset_noise: float = 0.0,
+    ) -> dict[str, Tensor]:
+        """E || target - prediction ||^2, weighted; the paper's L_LDM for the epsilon target.
+
+        "loss", and with a learned variance its parts: "simple", and "vb" in bits per dimension.
+        """
         index, backbone = batch["index"], self.backbone
         height, width = (side // backbone.factor for side in batch["image"].shape[-2:])
         shape = (backbone.channels, height, width)
 
         x_0 = self.x_0(batch, normal(seed, Purpose.POSTERIOR, index, shape))
-        t = randint(seed, Purpose.TIMESTEP, index, len(backbone.alphas_cumprod))
-        a_t = backbone.alphas_cumprod[t]
+        schedule = backbone.alphas_cumprod[self.timesteps]
+        step = randint(seed, Purpose.TIMESTEP, index, len(schedule))
+        a_t = schedule[step]
         noise = normal(seed, Purpose.NOISE, index, shape)
         if offset_noise:
             shift = normal(seed, Purpose.OFFSET_NOISE, index, (backbone.channels, 1, 1))
@@ -117,7 +147,13 @@ class TextToImage(TrainedModule):
         weight = loss_weight(
             snr(a_t), backbone.prediction_type, self.loss_weighting, self.min_snr_gamma
         )
-        return diffusion_loss(backbone.denoise(x_t, t, conditions), target, weight)
+        prediction = backbone.denoise(x_t, self.timesteps[step], conditions)
+        if not backbone.learned_variance:
+            return {"loss": diffusion_loss(prediction, target, weight)}
+        bound = variational_bound(prediction, x_0, x_t, step, schedule, backbone.prediction_type)
+        return hybrid_losses(
+            prediction, target, weight, bound, vb_weight=self.vb_weight, num_steps=len(schedule)
+        )
 
     def conditions(self, batch: dict[str, Any]) -> Conditions:
         """The captions of a batch, untouched, and no segments."""
@@ -144,5 +180,21 @@ class TextToImage(TrainedModule):
         return Conditions(text=self.backbone.embed_text([""]), segments=self.null_segments())
 
     def save_pretrained(self, folder: Path, batches: list[dict[str, Any]]) -> None:
-        """Write unet/ and scheduler/ in the diffusers layout. `batches` are not needed."""
+        """Write what the backbone trains, in its published layout. `batches` are not needed."""
         self.backbone.save_pretrained(folder)
+
+
+def check_rates(rates: Mapping[str, float], backbone: Backbone) -> None:
+    """What the first step would refuse, before any data are read: names that are unknown, numbers
+    out of range, and an image embedding to drop where the backbone sees none. ValueError."""
+    for name, rate in rates.items():
+        if name not in NAMES:
+            known = ", ".join(NAMES)
+            raise ValueError(f"module.drop_rates: found {name!r}, expected names among {known}")
+        if not 0 <= rate <= 1:
+            raise ValueError(f"module.drop_rates.{name}: found {rate}, expected a number in [0, 1]")
+    if (rate := rates.get("image_embed", 0.0)) > 0 and backbone.null_image_embed is None:
+        raise ValueError(
+            f"module.drop_rates.image_embed: found {rate}, expected 0: this model sees no "
+            "embedding of the image"
+        )

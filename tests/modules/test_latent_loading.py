@@ -39,6 +39,7 @@ def vae_of(base: Path) -> AutoencoderKL:
 def test_a_folder_loads_with_its_own_weights(base: Path) -> None:
     backbone = load_backbone(base)
     assert isinstance(backbone, Backbone)
+    assert (backbone.learned_variance, backbone.null_image_embed) == (False, None)
     unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet").state_dict()
     old = backbone.unet.state_dict()
     old["conv_in.weight"] = old["conv_in.weight"][:, :CHANNELS]

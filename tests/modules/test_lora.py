@@ -16,6 +16,7 @@ from spatext.callbacks.checkpoints import Checkpoint
 from spatext.callbacks.ema import Ema
 from spatext.modules.networks.lora import ATTENTION
 from spatext.modules.spatext import SpaText
+from spatext.tools.loading import check_weights
 from tiny import EMBED_DIM, load_backbone, load_spatext
 from tiny_runs import TinyData, make_batch, make_trainer
 
@@ -158,6 +159,35 @@ def test_half_precision_and_evaluation_keep_the_checkpoint(base: Path) -> None:
 def test_wrong_options_are_named(base: Path, lora: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=rf"^module\.backbone\.lora{message}"):
         load_backbone(base, lora=lora)
+
+
+def test_updates_are_of_one_base(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A checkpoint tells which, and loads on no other, however alike; a copy is the same."""
+    copied, other = (shutil.copytree(base, tmp_path / name) for name in ("copied", "other"))
+    unet = UNet2DConditionModel.from_pretrained(other, subfolder="unet")
+    unet.conv_out.weight.data *= 1.001
+    unet.save_pretrained(other / "unet")
+    model = load(base)
+    state: dict[str, Any] = {"state_dict": model.state_dict()}
+    model.on_save_checkpoint(state)
+    assert state["base"]["path"] == str(base)
+    again = load(copied).to(torch.bfloat16)
+    assert again.backbone.base["weights"] == state["base"]["weights"]
+    again.on_load_checkpoint(state)
+    check_weights(tmp_path / "a.ckpt", state, again)
+
+    wrong = load(other)
+    message = rf"^checkpoint: its low-rank updates are of {base} .*, found {other} \(digest"
+    with pytest.raises(ValueError, match=message):
+        wrong.on_load_checkpoint(state)
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/a.ckpt: {message[1:]}"):
+        check_weights(tmp_path / "a.ckpt", state, wrong)
+    del state["base"]
+    assert not caplog.records
+    wrong.on_load_checkpoint(state)
+    assert caplog.messages == [f"checkpoint: tells no base, expected updates of {other}"]
 
 
 def test_a_missing_peft_is_named(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

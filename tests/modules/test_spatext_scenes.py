@@ -12,7 +12,6 @@ from spatext.modules.networks.clip import Clip, TextFeatures
 from spatext.modules.networks.priors import IdentityPrior
 from spatext.modules.spatext import LatentSpaText, check_embeddings
 from tiny import EMBED_DIM, LR_SCHEDULER, OPTIMIZER, SIZE, load_backbone, load_spatext, no_seeds
-from tiny_runs import make_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 
@@ -142,10 +141,17 @@ def test_another_width_is_refused(base: Path) -> None:
         )
 
 
-def test_an_unknown_rate_is_named(base: Path) -> None:
-    model = load_spatext(base, drop_rates={"colour": 0.1})
-    with pytest.raises(ValueError, match=r"^rates: expected names among .*, got 'colour'"):
-        model.training_step(make_batch(1), 0)
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        ({"colour": 0.1}, ": found 'colour', expected names among text, segments, image_embed"),
+        ({"text": 1.5}, r"\.text: found 1\.5, expected a number in \[0, 1\]"),
+        ({"image_embed": 0.1}, r"\.image_embed: found 0\.1, expected 0: this model sees no emb"),
+    ],
+)
+def test_wrong_rates_are_refused(base: Path, rates: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^module\\.drop_rates{message}"):
+        load_spatext(base, drop_rates=rates)
 
 
 def test_a_checkpoint_knows_its_embeddings(base: Path) -> None:

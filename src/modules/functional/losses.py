@@ -47,3 +47,24 @@ def diffusion_loss(
     dtype = torch.promote_types(prediction.dtype, torch.float32)
     error = (prediction.to(dtype) - target.to(dtype)).square().flatten(1).mean(dim=1)
     return (weight.to(dtype) * error).mean()
+
+
+def hybrid_losses(
+    prediction: Float[Tensor, "b d *shape"],
+    target: Float[Tensor, "b c *shape"],
+    weight: Float[Tensor, " b"],
+    bound: Float[Tensor, " b"],
+    *,
+    vb_weight: float,
+    num_steps: int,
+) -> dict[str, Tensor]:
+    """Of a learned variance: "simple", L_simple of the mean channels, which come first; "vb", the
+    mean of `bound`, one term of L_vlb for each image in bits per dimension; and "loss", L_hybrid =
+    L_simple + `vb_weight` L_vlb (Nichol and Dhariwal 2021, "Improved denoising diffusion
+    probabilistic models", eq. 16), in which the term that was drawn stands for all `num_steps`.
+
+    `variational_bound` lets no gradient reach the mean: it teaches the variance alone, and L_simple
+    the mean alone.
+    """
+    simple, vb = diffusion_loss(prediction[:, : target.shape[1]], target, weight), bound.mean()
+    return {"loss": simple + vb_weight * num_steps * vb, "simple": simple, "vb": vb}
