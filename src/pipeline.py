@@ -1,46 +1,29 @@
 """SpaText as a pipeline of diffusers: scenes in, images out, from one folder."""
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
-from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
-from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from .callbacks.images import sample_scenes
-from .callbacks.jobs import Job, check_counts, check_sizes, make_batches, make_jobs
-from .callbacks.remarks import remarks
-from .modules.functional.sampling import OnStep
-from .modules.generate import to_pixels
+from .modules.networks.frozen import Frozen
 from .modules.networks.latent import LatentBackbone
+from .modules.networks.pixel import PixelBackbone
+from .modules.networks.text_image import TextImageProjection
+from .modules.networks.unclip_schedule import published_scheduler
+from .modules.pixel_spatext import PixelSpaText
 from .modules.sampling_options import Sampling, make_scheduler
 from .modules.spatext import SpaText
-from .pipeline_folder import CARD, card, check_saving, find_folder, forget_origin
-from .pipeline_inputs import (
-    OutputType,
-    SceneLike,
-    as_output,
-    check_output,
-    merge_sampling,
-    plain_sampling,
-    read_scenes,
-)
-from .pipeline_model import assemble
-from .pipeline_parts import ClipPart, PriorPart
-
-NETWORKS = ("unet", "vae", "text_encoder", "clip")
-PARTS = (*NETWORKS, "tokenizer", "prior")  # of the model; the scheduler is not
-
-log = logging.getLogger(__name__)
+from .pipeline_base import ScenePipeline
+from .pipeline_folder import DECODER_SCHEDULER, LATENT, PIXEL, find_folder, read_index
+from .pipeline_inputs import plain_sampling
+from .pipeline_model import assemble_latent, assemble_pixel
+from .pipeline_parts import ClipPart, PriorPart, UpsamplerPart, conv_options
 
 
-class SpaTextPipeline(DiffusionPipeline):
-    """Paints scenes; the loop, the guidance and the random numbers are those of `generate`, so that
-    a picture is that of spatext-sample for the same scene, seed, options and batch.
+class SpaTextPipeline(ScenePipeline):
+    """A latent model, as `ScenePipeline` paints with it.
 
     `scheduler` is the sampler, any of diffusers; `schedule` is that of the training, on which a
     call makes another by its name. Without `prior` the texts' own embeddings are painted.
@@ -48,9 +31,12 @@ class SpaTextPipeline(DiffusionPipeline):
     defaults of `__call__`; `record` is what the model card tells of the training.
     """
 
+    KIND = LATENT
+    PARTS = ("unet", "vae", "text_encoder", "clip", "tokenizer", "prior")
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _exclude_from_cpu_offload = ["clip", "prior"]  # noqa: RUF012  (as the base class has it)
     _optional_components = ["prior"]  # noqa: RUF012
+    assemble = staticmethod(assemble_latent)
 
     def __init__(
         self,
@@ -72,16 +58,8 @@ class SpaTextPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(unet=unet, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
         self.register_modules(scheduler=scheduler, clip=clip, prior=prior)
-        self.register_to_config(
-            st_conv=st_conv,
-            st_resize=st_resize,
-            channels_last=channels_last,
-            schedule=dict(schedule or scheduler.config),
-            sampling=plain_sampling(Sampling(**(sampling or {}))),
-            record=dict(record or {}),
-        )
-        self._card: str | None = None
-        self._assemble()
+        self.register_to_config(st_conv=st_conv, st_resize=st_resize, channels_last=channels_last)
+        self._complete(schedule, sampling, record)
 
     @classmethod
     def from_model(
@@ -92,156 +70,148 @@ class SpaTextPipeline(DiffusionPipeline):
         record: Mapping[str, Any] | None = None,
     ) -> "SpaTextPipeline":
         """Of a trained model, whose networks it takes over: it is not to be trained any further."""
-        sampling, backbone = sampling or Sampling(), model.backbone
+        backbone = model.backbone
         if not isinstance(backbone, LatentBackbone):
             found = type(backbone).__name__
             raise ValueError(f"module.backbone: found a {found}, expected a LatentBackbone")
-        conv = backbone.unet.conv_in
         return cls(
             unet=backbone.plain_unet(),
             vae=backbone.vae.net,
             text_encoder=backbone.text_encoder.net,
-            tokenizer=backbone.tokenizer,
-            scheduler=make_scheduler(sampling, backbone.scheduler_config),
-            clip=ClipPart.of(model.clip),
-            prior=PriorPart.of(model.prior),  # type: ignore[arg-type]
-            st_conv=conv.evaluation,
-            st_resize=conv.resize,
-            channels_last=conv.weight.is_contiguous(memory_format=torch.channels_last),
-            schedule=backbone.scheduler_config,
-            sampling=plain_sampling(sampling),
-            record=dict(record or {}),
+            **conv_options(backbone.unet.conv_in),
+            **common(model, sampling, record),
         )
+
+
+class SpaTextPixelPipeline(ScenePipeline):
+    """A decoder in pixels and its upsamplers, as `ScenePipeline` paints with them.
+
+    The components are those of `PixelBackbone`; `upsampler_1` and `upsampler_2` enlarge what the
+    decoder paints, one after the other, `factor` times together. Without any it is enlarged by
+    interpolation. All else is as in `SpaTextPipeline`.
+    """
+
+    KIND = PIXEL
+    PARTS = (
+        *("decoder", "text_proj", "text_encoder", "clip", "tokenizer", "prior"),
+        *("upsampler_1", "upsampler_2"),
+    )
+    OPTIONS = (*ScenePipeline.OPTIONS, "factor")
+    model_cpu_offload_seq = "text_encoder->decoder->upsampler_1->upsampler_2"
+    # The null embedding in text_proj is read, not called.
+    _exclude_from_cpu_offload = ["clip", "prior", "text_proj"]  # noqa: RUF012
+    _optional_components = ["prior", "upsampler_1", "upsampler_2"]  # noqa: RUF012
+    assemble = staticmethod(assemble_pixel)
+
+    def __init__(
+        self,
+        decoder: UNet2DConditionModel,
+        text_proj: TextImageProjection,
+        text_encoder: CLIPTextModelWithProjection | CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        scheduler: Any,
+        clip: ClipPart,
+        prior: PriorPart | None = None,
+        upsampler_1: UpsamplerPart | None = None,
+        upsampler_2: UpsamplerPart | None = None,
+        *,
+        factor: int = 1,
+        st_conv: str = "factorised",
+        st_resize: str = "area",
+        channels_last: bool = True,
+        schedule: dict | None = None,
+        sampling: dict | None = None,
+        record: dict | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(decoder=decoder, text_proj=text_proj, text_encoder=text_encoder)
+        self.register_modules(tokenizer=tokenizer, scheduler=scheduler, clip=clip, prior=prior)
+        self.register_modules(upsampler_1=upsampler_1, upsampler_2=upsampler_2)
+        self.register_to_config(st_conv=st_conv, st_resize=st_resize, channels_last=channels_last)
+        self.register_to_config(factor=factor)
+        self._complete(schedule, sampling, record)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **options: Any) -> "SpaTextPipeline":
-        """A folder of spatext-export or of `save_pretrained`, or its name on the hub, safetensors
-        only; float32 unless `dtype` says otherwise.
-
-        Raises ValueError, before any weights are read, naming what a folder lacks.
-        """
-        folder = find_folder(path, options)
-        pipeline = super().from_pretrained(str(folder), use_safetensors=True, **options)
-        if "dtype" not in options and "torch_dtype" not in options:
-            for name in NETWORKS:  # files may be float16, which transformers would keep
-                if getattr(pipeline, name).dtype != torch.float32:
-                    getattr(pipeline, name).to(torch.float32)
-        if (folder / CARD).is_file():
-            pipeline._card = (folder / CARD).read_text(encoding="utf-8")
-        return pipeline
+    def from_model(
+        cls,
+        model: SpaText,
+        *,
+        sampling: Sampling | None = None,
+        record: Mapping[str, Any] | None = None,
+    ) -> "SpaTextPixelPipeline":
+        """As `SpaTextPipeline.from_model`, with the upsamplers that the model has."""
+        backbone = model.backbone
+        if not (isinstance(model, PixelSpaText) and isinstance(backbone, PixelBackbone)):
+            found = type(backbone).__name__
+            raise ValueError(f"module.backbone: found a {found}, expected a PixelBackbone")
+        if (num := len(model.upsamplers)) > 2:
+            raise ValueError(f"module.upsamplers: found {num}, expected at most 2")
+        parts = [UpsamplerPart.of(net) for net in model.upsamplers]
+        text_encoder = backbone.text_encoder
+        return cls(
+            decoder=backbone.unet,
+            text_proj=backbone.projection,
+            text_encoder=text_encoder.net if isinstance(text_encoder, Frozen) else text_encoder,
+            **{f"upsampler_{i}": part for i, part in enumerate(parts, 1)},
+            factor=backbone.factor,
+            **conv_options(backbone.unet.conv_in),
+            **common(model, sampling, record),
+        )
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
-        """What `from_pretrained` reads, with a model card."""
-        check_saving(options)
-        super().save_pretrained(str(save_directory), **options)
-        forget_origin(Path(save_directory))
-        text = self._card or card(self.config)  # what somebody has filled in is kept
-        Path(save_directory, CARD).write_text(text, encoding="utf-8")
-
-    def enable_sequential_cpu_offload(self, *_: Any, **__: Any) -> None:
-        """Refused: between its layers the text encoder is nowhere, and is asked where it is."""
-        raise ValueError("enable_sequential_cpu_offload: expected enable_model_cpu_offload")
-
-    def to(self, *args: Any, **options: Any) -> "SpaTextPipeline":
-        """Place and dtype of all networks, as diffusers has it."""
-        moved = super().to(*args, **options)
-        self._model.drawn.clear()  # embeddings that were drawn by the networks as they were
-        return moved
+        """And the schedule of the training, with which the folder is one to train on from."""
+        super().save_pretrained(save_directory, **options)
+        schedule = published_scheduler(dict(self.config.schedule))
+        schedule.save_pretrained(Path(save_directory, DECODER_SCHEDULER))
 
     @property
-    def model(self) -> SpaText:
-        """The components as one model, where they are now."""
-        if any(self._parts[name] is not getattr(self, name) for name in self._parts):
-            self._assemble()
-        self._model.place_buffers(self._execution_device)
-        return self._model
+    def stages(self) -> dict[str, str]:
+        side, backbone = self.default_size // self.config.factor, self._model.backbone
+        variance = "learned" if backbone.learned_variance else "fixed"
+        stages = {"decoder": f"{side} x {side} px, {variance} variance"}
+        parts = {name: getattr(self, name) for name in ("upsampler_1", "upsampler_2")}
+        for name, part in parts.items():
+            if part is not None:
+                side *= part.scale
+                own = ", sees the map" if part.embed_dim else ""
+                last = ", another network in the last step" if part.last is not None else ""
+                stages[name] = f"{part.scale} times, to {side} x {side} px{own}{last}"
+        if len(stages) == 1 and self.config.factor > 1:
+            stages["interpolation"] = f"{self.config.factor} times, to {self.default_size} px"
+        return stages
 
-    def _assemble(self) -> None:
-        self._parts = {name: getattr(self, name) for name in PARTS}
-        options = {name: self.config[name] for name in ("st_conv", "st_resize", "channels_last")}
-        self._model = assemble(**self._parts, scheduler=self.scheduler, **options)
 
-    def __call__(
-        self,
-        scene: SceneLike | Sequence[SceneLike] | None = None,
-        *,
-        prompt: str = "",
-        negative_prompt: str | None = None,
-        regions: Sequence[Any] = (),
-        size: int | Sequence[int] | None = None,
-        seed: int | None = None,
-        num_images: int = 1,
-        batch_size: int = 8,
-        output_type: OutputType = "pil",
-        return_dict: bool = True,
-        on_step: OnStep | None = None,
-        **options: Any,
-    ) -> Any:
-        """Images of scenes, seed after seed and scene after scene, as spatext-sample orders them.
+def load_pipeline(path: str | Path, **options: Any) -> ScenePipeline:
+    """`from_pretrained` of the class that a folder, or its name on the hub, is for."""
+    folder = find_folder(path, options)
+    kind = read_index(folder, f"pipeline={path}")["_class_name"]
+    made: type[ScenePipeline] = SpaTextPixelPipeline if kind == PIXEL else SpaTextPipeline
+    return made.from_pretrained(folder, **options)
 
-        scene: a path, a `Scene`, a dict as scene files have it, or a list of these; or, in its
-            place, `prompt` and `regions` (see `read_region`), `size` being one side or (h, w).
-        seed: of the first image of each scene, the others follow; None is the scene's own.
-        batch_size: images painted together. Rounding depends on it, nothing else does.
-        output_type: "pil"; "np", the same pixels as float32 [n, h, w, 3] in [0, 1]; "pt", as
-            [n, 3, h, w] on the CPU; "latent", x_0 as float32 [n, c, h / 8, w / 8]: the
-            autoencoder's latents times its scaling_factor.
-        on_step: called with (step, x_t, x_0_hat) after each step; what it raises ends the call.
-        options: fields of `Sampling` (num_steps, form, scale, scales, rescale, guidance_interval,
-            append_texts, scheduler, scheduler_options, vae_tiling, compile), in place of the
-            folder's. `num_inference_steps` and `guidance_scale` are num_steps and scale.
 
-        Raises ValueError for what is wrong with these before anything is painted, and warns of
-        what scenes say in vain: texts that are cut, scales under form "fast".
-        """
-        backbone = self.model.backbone
-        cells = self.unet.config.sample_size or 64  # one side, or both
-        default_size = backbone.factor * (cells if isinstance(cells, int) else cells[0])
-        scenes = read_scenes(scene, prompt, negative_prompt or "", regions, size, default_size)
-        check_sizes(scenes, backbone.multiple)
-        check_output(output_type, scenes)
-        check_counts(seed=seed, num_images=num_images, batch_size=batch_size)
-        jobs = make_jobs(scenes, seed, num_images, [None])
-        batches = make_batches(jobs, [False] * len(jobs), batch_size)
-        sampling, backbone.scheduler_config = merge_sampling(
-            self.config.sampling, self.scheduler, self.config.schedule, options
-        )
-        for line in dict.fromkeys(remarks(self._model, scenes, sampling)):
-            log.warning("%s", line)
-        painted = self._paint(batches, sampling, latent=output_type == "latent", on_step=on_step)
-        self.maybe_free_model_hooks()
-        images = as_output([painted[id(job)] for job in jobs], output_type)
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+def pipeline_of(
+    model: SpaText,
+    *,
+    sampling: Sampling | None = None,
+    record: Mapping[str, Any] | None = None,
+) -> ScenePipeline:
+    """`from_model` of the class for a model of its kind."""
+    made = SpaTextPixelPipeline if isinstance(model, PixelSpaText) else SpaTextPipeline
+    return made.from_model(model, sampling=sampling, record=record)
 
-    def _paint(
-        self,
-        batches: Sequence[Sequence[Job]],
-        sampling: Sampling,
-        *,
-        latent: bool,
-        on_step: OnStep | None,
-    ) -> dict[int, Any]:
-        """Pixels, or latents where they were computed, by the id of their job."""
-        scheduler = make_scheduler(sampling, self._model.backbone.scheduler_config)
-        scheduler.set_timesteps(sampling.num_steps)  # some take more steps than they are told
-        painted: dict[int, Any] = {}
-        with self.progress_bar(total=len(batches) * len(scheduler.timesteps)) as bar:
 
-            def tick(step: int, x_t: Tensor, x_0_hat: Tensor) -> None:
-                bar.update()
-                if on_step is not None:
-                    on_step(step, x_t, x_0_hat)
-
-            for jobs in batches:
-                images = sample_scenes(
-                    self._model,
-                    [job.scene for job in jobs],
-                    torch.tensor([job.seed for job in jobs]),
-                    sampling,
-                    on_step=tick,
-                    latent=latent,
-                )
-                # A clone is out of inference mode.
-                rows: Any = images.clone() if latent else to_pixels(images).numpy()
-                painted |= {id(job): row for job, row in zip(jobs, rows, strict=True)}
-        return painted
+def common(
+    model: SpaText, sampling: Sampling | None, record: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The components and the configuration that both kinds have."""
+    sampling = sampling or Sampling()
+    backbone: Any = model.backbone
+    return {
+        "tokenizer": backbone.tokenizer,
+        "scheduler": make_scheduler(sampling, backbone.scheduler_config),
+        "clip": ClipPart.of(model.clip),
+        "prior": PriorPart.of(model.prior),  # type: ignore[arg-type]
+        "schedule": backbone.scheduler_config,
+        "sampling": plain_sampling(sampling),
+        "record": dict(record or {}),
+    }

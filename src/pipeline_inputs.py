@@ -14,6 +14,7 @@ from PIL import Image
 from .datamodules.documents import SUFFIXES, brief, check_keys
 from .datamodules.scenes import Region, Scene, find_scenes, load_scene, scene_from_dict
 from .datamodules.settings import check_size
+from .modules.functional.sampling import takes_variance
 from .modules.sampling_options import Sampling, make_scheduler
 
 SceneLike = str | Path | Scene | Mapping[str, Any]
@@ -28,6 +29,7 @@ ELSEWHERE = {
     "num_images_per_prompt": "num_images",
     "callback_on_step_end": "on_step",
 }
+BOUNDS = ("clip_sample", "thresholding")  # of x_0, in a scheduler's options
 OPTIONS = [field.name for field in fields(Sampling)]
 
 
@@ -54,10 +56,15 @@ def merge_sampling(
             raise ValueError(f"{name}: found with another name of the same, expected one of them")
         given[known] = value
     if "scheduler" not in given:
-        schedule = scheduler.config
-        # What `make_scheduler` would replace.
-        names = [name for name in ("clip_sample", "timestep_spacing") if name in schedule]
-        kept = {name: schedule[name] for name in names}
+        training, schedule = schedule, scheduler.config
+        kept_names = ["timestep_spacing", "clip_sample"]  # `make_scheduler` would replace them
+        if takes_variance(scheduler) and schedule.get("timestep_spacing") == "trailing":
+            kept_names.remove("timestep_spacing")  # of the sampler that it took the place of
+        if "thresholding" in given:  # where "auto" is as the training says
+            kept_names.remove("clip_sample")
+            bounds = {name: training[name] for name in BOUNDS if name in training}
+            schedule = {**schedule, **bounds}
+        kept = {name: schedule[name] for name in kept_names if name in schedule}
         given["scheduler"] = type(scheduler).__name__
         given["scheduler_options"] = kept | dict(given.get("scheduler_options", {}))
     sampling = replace(Sampling(**defaults), **given)
@@ -68,7 +75,7 @@ def merge_sampling(
 def plain_sampling(sampling: Sampling) -> dict[str, Any]:
     """But for the scheduler, which is a component."""
     values = asdict(sampling)
-    values["guidance_interval"] = list(sampling.guidance_interval)
+    values |= {name: [*value] for name, value in values.items() if isinstance(value, tuple)}
     return {key: values[key] for key in values if key not in ("scheduler", "scheduler_options")}
 
 

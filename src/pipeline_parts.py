@@ -1,4 +1,5 @@
-"""CLIP and the prior as components of a diffusers pipeline: each a folder of safetensors and JSON.
+"""CLIP, prior and upsamplers as components of a diffusers pipeline, each a folder of safetensors
+and JSON.
 
 diffusers records a component of a class outside of its own libraries by the module that defines it,
 looks it up among the modules that are imported already, and asks that module for `ModelMixin`.
@@ -11,22 +12,24 @@ from typing import Any
 
 import open_clip
 import torch
-from diffusers import ModelMixin
+from diffusers import DDPMScheduler, ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from open_clip.push_to_hf_hub import save_config_for_hf
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from .modules.networks.clip import Clip, load_open_clip
 from .modules.networks.diffusion_prior import DiffusionPrior
 from .modules.networks.priors import EMBEDDINGS, IdentityPrior, LinearPrior, save_linear_prior
 from .modules.networks.regression import MLPPrior
+from .modules.networks.upsampler import UpsamplerNet
 
-__all__ = ["ClipPart", "ModelMixin", "PriorPart"]
+__all__ = ["ClipPart", "ModelMixin", "PriorPart", "UpsamplerPart"]
 
 CLIP_CONFIG, CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-PRIOR, LINEAR = "prior.json", "linear_prior.safetensors"
+PRIOR, LINEAR, UPSAMPLER = "prior.json", "linear_prior.safetensors", "upsampler.json"
 DRAWING = ("num_candidates", "guidance_scale", "num_steps", "scheduler", "max_rows")
 
 
@@ -127,6 +130,48 @@ class PriorPart(ModelMixin):
             case found:
                 raise ValueError(f"{path}: {PRIOR}: found class {found!r}, expected a known prior")
         return placed(cls(prior), **options)
+
+
+class UpsamplerPart(UpsamplerNet, ModelMixin):
+    """An upsampler in its own layout, and in upsampler.json its scale and how it is evaluated."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.untrained = frozenset()  # a component's state is whole, frozen or not
+
+    @classmethod
+    def of(cls, net: UpsamplerNet) -> "UpsamplerPart":
+        """Takes over the networks of `net`."""
+        return cls(
+            unet=net.unet,
+            last=net.last,
+            scheduler=DDPMScheduler.from_config(net.scheduler_config),
+            scale=net.scale,
+            embed_dim=net.embed_dim,
+            **conv_options(net.unet.conv_in),
+        )
+
+    @apply_forward_hook
+    def denoise(self, *args: Any, **options: Any) -> Tensor:
+        """Where accelerate offloads it, it comes back first."""
+        return super().denoise(*args, **options)
+
+    def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:  # type: ignore[override]
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        super().save_pretrained(folder)
+        write_json(folder / UPSAMPLER, {"scale": self.scale, **conv_options(self.unet.conv_in)})
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options: Any) -> "UpsamplerPart":  # type: ignore[override]
+        record = json.loads((Path(path) / UPSAMPLER).read_text())
+        return placed(super().from_pretrained(str(path), **record), **options)
+
+
+def conv_options(conv: Any) -> dict[str, Any]:
+    """How a widened first convolution was made, by the names of the backbones' options."""
+    channels_last = conv.weight.is_contiguous(memory_format=torch.channels_last)
+    return {"st_conv": conv.evaluation, "st_resize": conv.resize, "channels_last": channels_last}
 
 
 def portable(fingerprint: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,17 +1,21 @@
 """What tests of the pipeline share: a scene, and what `generate` makes of it."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from spatext.callbacks.images import paint_scene
+from one_scene import paint_scene
 from spatext.datamodules.scenes import Scene, scene_from_dict
+from spatext.modules.networks.upsampler import UpsamplerNet
+from spatext.modules.pixel_spatext import PixelSpaText
 from spatext.modules.sampling_options import Sampling
 from spatext.modules.spatext import SpaText
-from spatext.pipeline import SpaTextPipeline
+from spatext.pipeline import pipeline_of
 from tiny import SIZE
+from tiny_karlo import FACTOR, make_pixel_model
 
 BOX = {"text": "a red circle", "box": [1, 2, 8, 12]}
 DOCUMENT = {
@@ -21,18 +25,25 @@ DOCUMENT = {
     "regions": [BOX, {"text": "a blue sea", "box": [9, 4, 15, 12], "strength": 1.5}],
 }
 SCENE = scene_from_dict(DOCUMENT, "scene", None)
-QUICK = Sampling(num_steps=2)
+QUICK = Sampling(num_steps=2, upsampler_steps=2)
 
 
-def quiet(model: SpaText) -> SpaTextPipeline:
-    """Two steps by default, and no bar."""
-    pipeline = SpaTextPipeline.from_model(model, sampling=QUICK)
+def quiet(model: SpaText, **options: Any) -> Any:
+    """Two steps by default, of each stage, and no bar."""
+    pipeline = pipeline_of(model, sampling=QUICK, **options)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
+def load_pixels(karlo: Path, **options: Any) -> PixelSpaText:
+    """With the upsampler of the folder, unless the options say otherwise."""
+    if "upsamplers" not in options:
+        options["upsamplers"] = [UpsamplerNet.from_pretrained(str(karlo), FACTOR)]
+    return make_pixel_model(karlo, **options).eval().requires_grad_(False)
+
+
 def painted(model: SpaText, scene: Scene, *seeds: int, **options: Any) -> np.ndarray:
-    sampling = Sampling(**({"num_steps": 2} | options))
+    sampling = Sampling(**({"num_steps": 2, "upsampler_steps": 2} | options))
     return paint_scene(model, scene, torch.tensor(seeds), sampling)
 
 

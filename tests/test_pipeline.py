@@ -89,8 +89,9 @@ def test_schedulers_are_made_as_from_the_model(base: Path, tmp_path: Path) -> No
     """From a folder whose sampler has other defaults, and JSON that does not tell defaults."""
     model = load_spatext(base)
     DDPMScheduler(beta_end=0.01).save_pretrained(tmp_path / "scheduler")
-    training = DDPMScheduler.from_pretrained(tmp_path / "scheduler").config
-    model.backbone.scheduler_config = dict(training)
+    training = dict(DDPMScheduler.from_pretrained(tmp_path / "scheduler").config)
+    training |= {"clip_sample": False}  # as a backbone of latents has it
+    model.backbone.scheduler_config = training
     SpaTextPipeline.from_model(model).save_pretrained(tmp_path / "folder")
     pipeline = SpaTextPipeline.from_pretrained(tmp_path / "folder")
     assert type(pipeline.scheduler).__name__ == "DDIMScheduler"
@@ -156,6 +157,11 @@ def test_components_make_another_pipeline(pipeline: SpaTextPipeline) -> None:
     other = SpaTextPipeline(**pipeline.components, **pipeline.parameters)
     np.testing.assert_array_equal(pixels(other(SCENE).images), expected)
     assert other.unet is pipeline.unet
+    # Latents are not clipped, whatever schedule they were trained with.
+    schedule = {"schedule": dict(pipeline.config.schedule) | {"clip_sample": True}}
+    other = SpaTextPipeline(**pipeline.components, **pipeline.parameters | schedule)
+    found = pixels(other(SCENE, scheduler="DDIMScheduler").images)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_lora_is_merged(base: Path) -> None:

@@ -6,13 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
 
 from piped import BOX, DOCUMENT, SCENE, painted, pixels, quiet
 from spatext.datamodules.scenes import Scene
 from spatext.modules.generate import to_pixels
+from spatext.modules.sampling_options import make_scheduler
 from spatext.modules.spatext import SpaText
 from spatext.pipeline import SpaTextPipeline
+from spatext.pipeline_inputs import merge_sampling
 from tiny import SIZE, load_loud, unchecked
 
 
@@ -157,3 +160,17 @@ def test_scenes_of_several_sizes_make_no_array(pipeline: SpaTextPipeline) -> Non
     wide = Scene("wide", "", (8, 24))
     with pytest.raises(ValueError, match="output_type='np': found scenes of several sizes"):
         pipeline([SCENE, wide], output_type="np")
+
+
+@pytest.mark.parametrize("clip_sample", [True, False])
+def test_thresholding_of_a_call_goes_before_that_of_the_scheduler(clip_sample: bool) -> None:
+    own = DDIMScheduler(clip_sample=clip_sample)
+    for kind, expected in [
+        (None, (clip_sample, False)),
+        ("none", (False, False)),
+        ("static", (True, False)),
+        ("dynamic", (False, True)),
+    ]:
+        given = {} if kind is None else {"thresholding": kind}
+        made = make_scheduler(*merge_sampling({}, own, {}, given))
+        assert (made.config.clip_sample, made.config.thresholding) == expected

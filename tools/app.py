@@ -13,10 +13,12 @@ from omegaconf import DictConfig, ListConfig
 
 import spatext.conf
 from spatext.datamodules.scenes import Scene, load_scenes
+from spatext.modules.cascade import size_multiple
 from spatext.modules.sampling_options import Sampling, make_scheduler
 from spatext.tools.console import check_complete, one_line_errors
 from spatext.tools.loading import load_model, pick_device, read_checkpoint
 from spatext.tools.recipes import fingerprint, make_origin
+from spatext.tools.upsamplers import check_upsamplers, use_upsamplers
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -44,12 +46,16 @@ def build_app(cfg: DictConfig) -> "Starlette":
     sampling: Sampling = instantiate(cfg.sampling, _convert_="all")
     make_scheduler(sampling, {})  # a wrong name is told before the model is loaded
     examples = load_examples(cfg.examples)
+    named = cfg.upsamplers
+    upsamplers = check_upsamplers(list(named) if isinstance(named, ListConfig) else named)
     if cfg.num_threads:
         torch.set_num_threads(cfg.num_threads)
     state = read_checkpoint(Path(cfg.checkpoint), "checkpoint")
     overrides = list(cfg.overrides)
     model = load_model(cfg.checkpoint, device=pick_device(cfg.device), overrides=overrides)
-    limits = Limits(multiple=model.backbone.multiple, **cfg.limits)
+    if upsamplers is not None:
+        use_upsamplers(model, upsamplers)
+    limits = Limits(multiple=size_multiple(model), **cfg.limits)
     size = canvas_size(cfg.size, state["config"])
     limits.check_size(size)
     origin = make_origin(
@@ -59,6 +65,7 @@ def build_app(cfg: DictConfig) -> "Starlette":
         precision="32-true",
         checkpoint=str(cfg.checkpoint),
         step=int(state.get("global_step", 0)),
+        upsamplers=upsamplers,
     )
     site = Site(str(state["config"].get("name", "spatext")), size, sampling, limits, examples)
     return make_app(

@@ -3,17 +3,19 @@
     spatext-export RUN/checkpoints/last.ckpt my-model
     spatext-export RUN/checkpoints/last.ckpt my-model weights=raw half=true sampling.scale=5
 
-OUTPUT holds unet, vae, text_encoder, tokenizer, scheduler, clip and prior as safetensors, and a
-model card (README.md) with the training configuration and places to fill in. It needs neither the
+OUTPUT holds unet, vae, text_encoder, tokenizer, scheduler, clip and prior as safetensors (of a
+pixel model: decoder and text_proj, and upsampler_1 and upsampler_2 where it has them), and a model
+card (README.md) with the training configuration and places to fill in. It needs neither the
 checkpoint nor the folders that the training started from:
 
-    from spatext.pipeline import SpaTextPipeline
-    images = SpaTextPipeline.from_pretrained("my-model").to("cuda")("scene.yaml").images
+    from spatext.pipeline import load_pipeline
+    images = load_pipeline("my-model").to("cuda")("scene.yaml").images
 
 Options, KEY=VALUE:
     weights       ema (the averaged ones) | raw (those of the last step)
     half          true stores float16, half the size; loading brings float32 back
     replace       true replaces an export that is there already
+    upsamplers    of a pixel model: folders or checkpoints, as in spatext-sample; [] is none
     sampling.*    defaults of the pipeline, as in spatext-sample; its scheduler is a component
     overrides     of the checkpoint's configuration, for folders that have moved and another prior:
                   'overrides=["module.backbone.path=/new"]'
@@ -31,15 +33,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from spatext.callbacks.export import halve, whole_folder
+from spatext.modules.pixel_spatext import PixelSpaText
 from spatext.modules.sampling_options import Sampling, make_scheduler
 from spatext.modules.spatext import SpaText
-from spatext.pipeline import SpaTextPipeline
+from spatext.pipeline import pipeline_of
 from spatext.pipeline_folder import read_index
 from spatext.tools.console import one_line_errors
-from spatext.tools.export_record import make_record
+from spatext.tools.export_record import make_record, without_folders
 from spatext.tools.loading import Weights, load_model, override, read_checkpoint
+from spatext.tools.upsamplers import check_upsamplers, use_upsamplers
 
-DEFAULTS = {"weights": "ema", "half": False, "replace": False, "overrides": []}
+DEFAULTS = {"weights": "ema", "half": False, "replace": False, "upsamplers": None, "overrides": []}
 
 
 def export(
@@ -49,6 +53,7 @@ def export(
     weights: Weights = "ema",
     half: bool = False,
     replace: bool = False,
+    upsamplers: list[str] | None = None,
     overrides: Sequence[str] = (),
     sampling: Sampling | None = None,
 ) -> Path:
@@ -57,13 +62,18 @@ def export(
     sampling = sampling or Sampling()
     make_scheduler(sampling, {})
     check_output(out, replace)
+    named = check_upsamplers(upsamplers)
     state = read_checkpoint(checkpoint, "checkpoint", checksums=True, training=True)
     config = override(OmegaConf.create(state["config"]), overrides)
-    check_module(checkpoint, config)
+    check_module(checkpoint, config, upsamplers=named)
     model = load_model(checkpoint, overrides=overrides, weights=weights)
+    if named is not None:
+        use_upsamplers(model, named)
     record = {"files": "float16" if half else "float32"}
     record |= make_record(checkpoint, state, config, weights)
-    pipeline = SpaTextPipeline.from_model(model, sampling=sampling, record=record)
+    if named:
+        record["upsamplers"] = ", ".join(without_folders(named))
+    pipeline = pipeline_of(model, sampling=sampling, record=record)
     with whole_folder(out) as temporary:
         pipeline.save_pretrained(temporary)
         if half:
@@ -88,12 +98,15 @@ def check_output(out: Path, replace: bool) -> None:
         raise ValueError(f"{out}: {reason}, expected a folder that can be written") from None
 
 
-def check_module(checkpoint: Path, config: DictConfig) -> None:
-    """Whether it is one that paints, told from its configuration."""
+def check_module(checkpoint: Path, config: DictConfig, *, upsamplers: Sequence[str] | None) -> None:
+    """Whether it is one that paints, and has a use for these, told from its configuration."""
     target = str(OmegaConf.select(config, "module._target_"))
     made: Any = get_method(target)
     if isinstance(made, type) and not issubclass(made, SpaText):
         raise ValueError(f"checkpoint={checkpoint}: found a {target}, expected a SpaText model")
+    if upsamplers and isinstance(made, type) and not issubclass(made, PixelSpaText):
+        found = target.rpartition(".")[2]
+        raise ValueError(f"upsamplers: found with a {found}, expected a PixelSpaText, or none")
 
 
 def read_options(words: Sequence[str]) -> dict[str, Any]:
@@ -118,6 +131,7 @@ def read_options(words: Sequence[str]) -> dict[str, Any]:
     for name in ("half", "replace"):
         if not isinstance(options[name], bool):
             raise ValueError(f"{name}={options[name]}: expected true or false")
+    options["upsamplers"] = check_upsamplers(options["upsamplers"])
     return {**options, "sampling": Sampling(**options["sampling"])}
 
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from spatext.callbacks.checkpoint_files import read
+from spatext.modules.networks.lora import check_base
 from spatext.modules.spatext import SpaText, check_embeddings
 
 Weights = Literal["ema", "raw"]
@@ -86,9 +87,11 @@ def override(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def check_weights(path: Path, state: dict[str, Any], model: SpaText) -> None:
-    """Refuse weights of another embedding space, width or architecture, naming the first."""
+    """Refuse weights of another embedding space, width or architecture, or updates of another base,
+    naming the first."""
     try:
         check_embeddings(state, model.clip.fingerprint)
+        check_base(state, getattr(model.backbone, "base", None))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     expected = model.state_dict()

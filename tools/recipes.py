@@ -43,9 +43,12 @@ def make_origin(
     precision: str,
     checkpoint: str,
     step: int,
+    upsamplers: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """What the recipes of one command have in common; `model` is a `fingerprint`."""
+    """What the recipes of one command have in common; `model` is a `fingerprint`. `upsamplers` are
+    those that the command named; others are in the checkpoint's configuration."""
     found = versions()
+    named = {} if upsamplers is None else {"upsamplers": list(upsamplers)}
     return {
         "sampling": plain_sampling(sampling),
         "model": model,
@@ -54,6 +57,7 @@ def make_origin(
         "packages": found["packages"],
         "made": {
             "checkpoint": checkpoint,
+            **named,
             "step": step,
             "device": found["device"],
             "python": found["python"],

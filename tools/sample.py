@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from spatext.callbacks.jobs import Job, check_counts, check_sizes, make_batches, make_jobs
 from spatext.callbacks.remarks import remarks
 from spatext.datamodules.scenes import load_scenes
+from spatext.modules.cascade import size_multiple
 from spatext.modules.sampling_options import Sampling, make_scheduler
 from spatext.tools.console import check_complete, one_line_errors
 from spatext.tools.contact_sheet import count, write_sheets
@@ -30,6 +31,7 @@ from spatext.tools.recipes import (
     same_picture,
 )
 from spatext.tools.sample_jobs import Painter, read_scale_grid
+from spatext.tools.upsamplers import check_upsamplers, use_upsamplers
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Plan:
     checkpoint: str
     overrides: list[str]
     precision: Any
+    upsamplers: list[str] | None = None
     recipe: dict[str, Any] | None = None
 
 
@@ -52,8 +55,10 @@ def sample_scenes(cfg: DictConfig) -> list[Path]:
         torch.set_num_threads(cfg.num_threads)
     step = int(read_checkpoint(Path(plan.checkpoint), "checkpoint").get("global_step", 0))
     model = load_model(plan.checkpoint, overrides=plan.overrides)
+    if plan.upsamplers is not None:
+        use_upsamplers(model, plan.upsamplers)
     scenes = list({job.scene.name: job.scene for job in plan.jobs}.values())
-    check_sizes(scenes, model.backbone.multiple)
+    check_sizes(scenes, size_multiple(model))
     trainer = make_trainer(cfg, plan, folder)
     origin = make_origin(
         sampling=plan.sampling,
@@ -62,6 +67,7 @@ def sample_scenes(cfg: DictConfig) -> list[Path]:
         precision=trainer.precision,
         checkpoint=plan.checkpoint,
         step=step,
+        upsamplers=plan.upsamplers,
     )
     if trainer.is_global_zero:
         lines = [*compare(cfg, plan, origin), *remarks(model, scenes, plan.sampling)]
@@ -95,6 +101,7 @@ def plan_anew(cfg: DictConfig) -> Plan:
         checkpoint=str(cfg.checkpoint),
         overrides=list(cfg.overrides),
         precision=cfg.trainer.precision,
+        upsamplers=check_upsamplers(as_value(cfg.upsamplers)),
     )
 
 
@@ -115,12 +122,16 @@ def plan_again(cfg: DictConfig) -> Plan:
         raise ValueError(f"{name}: given beside recipe={cfg.recipe}, which decides it")
     check_counts(seed=cfg.seed, num_images=cfg.num_images, batch_size=cfg.batch_size)
     recorded = OmegaConf.is_missing(cfg, "checkpoint")
+    upsamplers = as_value(cfg.upsamplers)
+    if upsamplers is None:
+        upsamplers = recipe["made"].get("upsamplers")
     return Plan(
         jobs=[Job(recipe["scene"], recipe["seed"], recipe["scales"])],
         sampling=recipe["sampling"],
         checkpoint=recipe["made"]["checkpoint"] if recorded else str(cfg.checkpoint),
         overrides=[*recipe["overrides"], *cfg.overrides],
         precision=recipe["precision"],
+        upsamplers=check_upsamplers(upsamplers),
         recipe=recipe,
     )
 
@@ -145,13 +156,15 @@ def check_options(cfg: DictConfig, plan: Plan) -> Path:
 
 def compare(cfg: DictConfig, plan: Plan, origin: dict[str, Any]) -> list[str]:
     """What makes a repeated picture another one. Other weights are refused with ValueError unless
-    the checkpoint was asked for."""
+    the checkpoint or the upsamplers were asked for."""
     if plan.recipe is None:
         return []
     lines = []
     if plan.recipe["model"] != origin["model"]:
         told = f"checkpoint={plan.checkpoint}: its weights are not those that made {cfg.recipe}"
-        if OmegaConf.is_missing(cfg, "checkpoint"):
+        if plan.upsamplers:
+            told = told.replace(": its weights", f" upsamplers={plan.upsamplers}: their weights")
+        if OmegaConf.is_missing(cfg, "checkpoint") and cfg.upsamplers is None:
             raise ValueError(f"{told}, expected checkpoint=PATH of those, or of others on purpose")
         lines.append(told)
     there, here = plan.recipe["packages"], origin["packages"]

@@ -15,6 +15,7 @@ from spatext.callbacks.jobs import Job
 from spatext.datamodules.documents import brief, is_int
 from spatext.datamodules.drawing import save_png
 from spatext.datamodules.scenes import Scene
+from spatext.modules.cascade import count_steps
 from spatext.modules.sampling_options import Sampling
 from spatext.modules.spatext import SpaText
 from spatext.tools.recipes import RECIPE, dump_recipe
@@ -92,10 +93,10 @@ class Painter(pl.LightningModule):
     def paint(self, jobs: Sequence[Job]) -> None:
         start = self.bar.n
         share = self.share() * len(jobs)
+        num_steps = count_steps(self.model, self.sampling)
 
         def on_step(step: int, x_t: Tensor, x_0_hat: Tensor) -> None:
-            done = min(1.0, (step + 1) / self.sampling.num_steps)  # some schedulers take more
-            self.bar.update(start + share * done - self.bar.n)
+            self.bar.update(start + share * (step + 1) / num_steps - self.bar.n)
 
         images = paint_scenes(
             self.model,

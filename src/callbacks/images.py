@@ -8,22 +8,12 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from ..datamodules.scenes import Region, Scene
+from ..modules.functional.resampling import upsample
 from ..modules.functional.sampling import OnStep
 from ..modules.generate import generate, to_pixels
 from ..modules.painting import Controls, network_dtype
 from ..modules.sampling_options import Sampling
 from ..modules.spatext import SpaText
-
-
-def paint_scene(
-    model: SpaText,
-    scene: Scene,
-    seeds: Int64[Tensor, " n"],
-    sampling: Sampling,
-    on_step: OnStep | None = None,
-) -> UInt8[np.ndarray, "n h w 3"]:
-    """One image of a scene for each seed, in one batch."""
-    return paint_scenes(model, [scene] * len(seeds), seeds, sampling, on_step=on_step)
 
 
 def paint_scenes(
@@ -35,7 +25,7 @@ def paint_scenes(
     scales: Sequence[Mapping[str, float]] | None = None,
     on_step: OnStep | None = None,
 ) -> UInt8[np.ndarray, "n h w 3"]:
-    """The pixels of `sample_scenes`."""
+    """The pixels of `sample_scenes`, upsampled where the model has upsamplers."""
     images = sample_scenes(model, scenes, seeds, sampling, scales=scales, on_step=on_step)
     return to_pixels(images).numpy()
 
@@ -54,7 +44,7 @@ def sample_scenes(
     scenes[i], seeds[i] and scales[i] alone.
 
     `scales`, for form "full", go before those of the scene, and these before those of `sampling`.
-    `on_step` is that of `sample`: (step, x_t, x_0_hat); what it raises ends the painting. Raises
+    `on_step` is that of `generate`: (step, x_t, x_0_hat); what it raises ends the painting. Raises
     ValueError for scenes of several sizes.
     """
     assert len(scenes) == len(seeds)
@@ -127,7 +117,16 @@ def merge_scales(
     return {name: torch.tensor([float(row.get(name, 0.0)) for row in rows]) for name in names}
 
 
-def preview(model: SpaText, x_0_hat: Float[Tensor, "n c h w"]) -> UInt8[np.ndarray, "n i j 3"]:
-    """The picture of the x_0 that `on_step` is told, through the full decoder."""
+def preview(
+    model: SpaText, x_0_hat: Float[Tensor, "n c h w"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "n i j 3"]:
+    """The picture of `size` (h, w) that the x_0 which `on_step` is told stands for.
+
+    That of the decoder goes through the full `decode`; that of an upsampler is an image, enlarged
+    where other upsamplers follow.
+    """
+    factor = size[0] // x_0_hat.shape[2]
     with torch.inference_mode():
-        return to_pixels(model.backbone.decode(x_0_hat.to(network_dtype(model)))).numpy()
+        if factor == model.backbone.factor:
+            return to_pixels(model.backbone.decode(x_0_hat.to(network_dtype(model)))).numpy()
+        return to_pixels(upsample(x_0_hat, factor)).numpy()

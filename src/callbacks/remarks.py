@@ -31,9 +31,13 @@ def cut_texts(model: SpaText, scenes: Iterable[Scene], sampling: Sampling) -> li
             ("negative_prompt", scene.negative_prompt, "the text encoder", tokenizer),
             *((f"regions[{i}].text", t, "CLIP", clip) for i, t in enumerate(scene.texts)),
         ]
+        if backbone.null_image_embed is not None:
+            asked.append((name, prompt, "the prior's CLIP", clip))
+        told: set[tuple[str, str]] = set()
         for key, text, reader, reading in asked:
             num_tokens, limit, cut = cut_off(reading, text)
-            if cut:
+            if cut and (key, cut) not in told:
+                told.add((key, cut))
                 lines.append(
                     f"scene {scene.name}: {key}: {num_tokens} tokens, {reader} reads "
                     f'{limit}; cut off: "{_brief(cut)}"'

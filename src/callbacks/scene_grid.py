@@ -56,6 +56,14 @@ class SceneGrid(Callback):
         self.batches = plan_shots(loaded, num_seeds, pairs, max_batch)
         self.drawn_step: int | None = None
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """ValueError for a module that paints no scenes."""
+        if not isinstance(pl_module, SpaText):
+            raise ValueError(
+                f"callbacks.scene_grid: found module {type(pl_module).__name__}, which paints no "
+                "scenes, expected SpaText; callbacks=default is without pictures"
+            )
+
     def on_validation_batch_start(
         self,
         trainer: pl.Trainer,

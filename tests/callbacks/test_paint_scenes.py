@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from spatext.callbacks.images import paint_scene, paint_scenes, preview
+from one_scene import paint_scene
+from spatext.callbacks.images import paint_scenes, preview
 from spatext.datamodules.scenes import Region, Scene
 from spatext.modules.generate import generate, to_pixels
 from spatext.modules.painting import Controls
@@ -130,7 +131,7 @@ def test_a_preview_is_the_decoded_x_0(model: SpaText) -> None:
         [PLAIN, EMPTY],
         SEEDS[:2],
         FAST,
-        on_step=lambda step, x, x_0: seen.append((step, x, preview(model, x_0))),
+        on_step=lambda step, x, x_0: seen.append((step, x, preview(model, x_0, (SIZE, SIZE)))),
     )
     assert [step for step, _, _ in seen] == [0, 1, 2]
     assert seen[0][1].shape == (2, 4, LATENT_SIZE, LATENT_SIZE)

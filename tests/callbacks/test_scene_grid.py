@@ -8,18 +8,20 @@ from PIL import Image
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.testing import assert_close
 
+from one_scene import paint_scene
 from spatext.callbacks.ema import Ema
-from spatext.callbacks.images import paint_scene
 from spatext.callbacks.scene_grid import SceneGrid
 from spatext.datamodules.drawing import enlarge, grid, overlay
 from spatext.datamodules.scenes import load_scene
 from spatext.modules.generate import generate, to_pixels
+from spatext.modules.networks.upsampler import UpsamplerNet
 from spatext.modules.sampling_options import Sampling
 from spatext.modules.spatext import SpaText
 from tiny import SIZE, load_spatext
+from tiny_karlo import FACTOR, make_pixel_model
 from tiny_runs import TinyData, make_trainer
 
-SAMPLING = Sampling(num_steps=2)
+SAMPLING = Sampling(num_steps=2, upsampler_steps=2)
 SCENES = {
     "first": "{prompt: two dogs, size: 32, seed: 5, regions: "
     "[{text: a red circle, box: [0, 0, 32, 16]}, {text: a blue sea, box: [0, 16, 20, 32]}]}",
@@ -87,6 +89,16 @@ def test_pictures_are_of_the_averaged_model(base: Path, scenes: Path, tmp_path: 
     np.testing.assert_array_equal(found["step-000002.png"], expected_picture(model, scenes))
     model.load_state_dict(state["current_model_state"])
     assert (found["step-000002.png"] != expected_picture(model, scenes)).any()
+
+
+def test_pictures_of_a_pixel_model_come_from_its_upsampler(
+    karlo: Path, scenes: Path, tmp_path: Path
+) -> None:
+    model = make_pixel_model(karlo, upsamplers=[UpsamplerNet.from_pretrained(str(karlo), FACTOR)])
+    found = fit(model, scenes, tmp_path / "run", 1)["step-000001.png"]
+    np.testing.assert_array_equal(found, expected_picture(model, scenes))
+    model.use_upsamplers([])
+    assert (found != expected_picture(model, scenes)).any()
 
 
 def test_drawing_leaves_training_alone(base: Path, scenes: Path, tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from pixel_runs import save_pixel, save_upsampler
 from runs import load_last
 from samples import GARDEN, SQUARE, pixels, sample, write_scenes
 from spatext.callbacks.checkpoint_writer import write
-from spatext.pipeline import SpaTextPipeline
+from spatext.pipeline import SpaTextPipeline, load_pipeline
 from spatext.tools.export import main
 from spatext.tools.export_record import make_record
 from spatext.tools.loading import load_model
@@ -28,9 +29,9 @@ FRESH = """
 import json
 import sys
 from diffusers import UNet2DConditionModel
-from spatext.pipeline import SpaTextPipeline
+from spatext.pipeline import SpaTextPipeline, load_pipeline
 
-folder, scene, out = sys.argv[1:]
+folder, pixel, scene, out = sys.argv[1:]
 pipeline = SpaTextPipeline.from_pretrained(folder)
 for i, image in enumerate(pipeline(scene, num_images=2, num_steps=2).images):
     image.save(f"{out}/{i}.png")
@@ -40,6 +41,7 @@ image.save(f"{out}/full.png")
 pipeline.save_pretrained(f"{out}/again")
 again = SpaTextPipeline.from_pretrained(f"{out}/again")
 again(scene, num_steps=2).images[0].save(f"{out}/again.png")
+load_pipeline(pixel)(scene, num_steps=2).images[0].save(f"{out}/pixel.png")
 unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
 foreign = [name for name in sys.modules if name.split(".")[0] in ("hydra", "omegaconf")]
 tools = [name for name in sys.modules if name.startswith(("spatext.tools", "spatext.conf"))]
@@ -62,6 +64,27 @@ def folder(workspace: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathF
     return place / "model"
 
 
+@pytest.fixture(scope="module")
+def pixel(workspace: Path, karlo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a pixel model."""
+    return save_pixel(workspace, karlo, tmp_path_factory.mktemp("pixel") / "last.ckpt")
+
+
+@pytest.fixture(scope="module")
+def upsampler(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Another than the one that the pixel model's configuration names."""
+    path = tmp_path_factory.mktemp("upsampler") / "last.ckpt"
+    return f"upsamplers=[{save_upsampler(workspace, path)}]"
+
+
+@pytest.fixture(scope="module")
+def stages(pixel: Path, upsampler: str) -> Path:
+    """The pixel model, exported with that upsampler."""
+    out = pixel.parent / "model"
+    main([str(pixel), str(out), upsampler, "sampling.upsampler_steps=2"])
+    return out
+
+
 @pytest.fixture
 def scene(tmp_path: Path) -> Path:
     return write_scenes(tmp_path / "scenes", square=SQUARE) / "square.yaml"
@@ -81,26 +104,62 @@ def test_images_are_those_of_spatext_sample(checkpoint: Path, folder: Path, tmp_
         np.testing.assert_array_equal(image, pixels(path))
 
 
+def test_a_pixel_model_has_its_stages(
+    pixel: Path, upsampler: str, stages: Path, scene: Path, tmp_path: Path
+) -> None:
+    """Those that the command names, or else those of the run."""
+    index = json.loads((stages / "model_index.json").read_text())
+    assert index["_class_name"] == "SpaTextPixelPipeline"
+    text = (stages / "README.md").read_text()
+    assert "| upsampler_1 | 2 times, to 16 x 16 px |\n" in text
+    assert "| upsamplers | .../last.ckpt |\n" in text
+    main([str(pixel), str(tmp_path / "own"), "half=true"])
+    text = (tmp_path / "own" / "README.md").read_text()
+    assert "to 16 x 16 px, another network in the last step |\n" in text
+    main([str(pixel), str(tmp_path / "none"), "upsamplers=[]"])
+    steps = "sampling.upsampler_steps=2"
+    expected = {
+        name: sample(pixel, scene, tmp_path / f"{name}-sampled", steps, *options)
+        for name, options in (("own", ()), ("none", ("upsamplers=[]",)))
+    }
+    for name, (path,) in expected.items():
+        pipeline = load_pipeline(tmp_path / name)
+        (found,) = as_pixels(pipeline(scene, num_steps=2, upsampler_steps=2).images)
+        assert np.abs(found - pixels(path)).mean() <= (1 if name == "own" else 0)  # half
+    assert np.abs(pixels(expected["own"][0]) - pixels(expected["none"][0])).mean() > 1
+
+
 @pytest.mark.slow
 def test_a_fresh_process_needs_the_folder_alone(
-    checkpoint: Path, folder: Path, scene: Path, tmp_path: Path
+    checkpoint: Path,
+    folder: Path,
+    pixel: Path,
+    upsampler: str,
+    stages: Path,
+    scene: Path,
+    tmp_path: Path,
 ) -> None:
     expected = sample(checkpoint, scene, tmp_path / "out", "num_images=2")
     options = ("sampling.form=full", "sampling.scales={text:2.0,segments:4.0}", "seed=9")
     named = "sampling.scheduler=DPMSolverMultistepScheduler"
     expected += sample(checkpoint, scene, tmp_path / "full", *options, named)
-    moved = shutil.copytree(folder, tmp_path / "moved")
-    command = [sys.executable, "-c", FRESH, str(moved), str(scene), str(tmp_path)]
+    options = (upsampler, "sampling.upsampler_steps=2")
+    expected += sample(pixel, scene, tmp_path / "stages", *options)
+    moved = [shutil.copytree(path, tmp_path / path.parent.name) for path in (folder, stages)]
+    command = [sys.executable, "-c", FRESH, *map(str, moved), str(scene), str(tmp_path)]
     result = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
     )
     assert result.returncode == 0, result.stderr
     assert "Warning" not in result.stderr, result.stderr
-    for path in folder.rglob("*"):  # nothing tells of the machine that exported
+    for path in (
+        *folder.rglob("*"),
+        *stages.rglob("*"),
+    ):  # nothing tells of the machine that exported
         assert path.is_dir() or str(tmp_path.parent).encode() not in path.read_bytes(), path
     told = json.loads(result.stdout.splitlines()[-1])
     assert told == {"inputs": 12, "foreign": [], "tools": []}
-    for name, path in zip(("0.png", "1.png", "full.png"), expected, strict=True):
+    for name, path in zip(("0.png", "1.png", "full.png", "pixel.png"), expected, strict=True):
         np.testing.assert_array_equal(pixels(tmp_path / name), pixels(path))
     again = pixels(tmp_path / "again.png")  # alone in its batch, where rounding may differ
     assert np.abs(again - pixels(expected[0])).max() <= 1

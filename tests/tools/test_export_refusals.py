@@ -72,6 +72,7 @@ def test_a_changed_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> No
         (["none.ckpt", "out", "weights=best"], "weights: found 'best', expected one of ('ema', "),
         (["none.ckpt", "out", "half=maybe"], "half=maybe: expected true or false"),
         (["none.ckpt", "out", "sampling.scheduler=DDMI"], "sampling.scheduler: found 'DDMI'"),
+        (["none.ckpt", "out", "upsamplers=a"], "upsamplers: found 'a', expected a list of folders"),
         (["none.ckpt", "old"], "old: found a folder, expected a new name, or replace=true"),
         (["none.ckpt", "file"], "file: found a file, expected the name of a folder"),
         (["none.ckpt", "file/out"], "file/out: Not a directory, expected a folder that can be"),
@@ -95,6 +96,17 @@ def test_wrong_options_are_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {message}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "old"]
+
+
+def test_upsamplers_of_a_latent_model_are_refused(
+    checkpoint: Path, karlo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before it is loaded."""
+    with pytest.raises(
+        ValueError, match=r"^upsamplers: found with a LatentSpaText, expected a Pix"
+    ):
+        export(checkpoint, tmp_path / "out", upsamplers=[str(karlo)])
+    assert capsys.readouterr().err == ""
 
 
 def test_replace_leaves_nothing_of_the_old(checkpoint: Path, tmp_path: Path) -> None:

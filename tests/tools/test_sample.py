@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from one_scene import paint_scene
 from runs import load_last
 from samples import GARDEN, SQUARE, WIDE, pixels, recipe_of, sample, write_scenes
 from spatext.callbacks.checkpoint_files import read
 from spatext.callbacks.checkpoint_writer import write
-from spatext.callbacks.images import paint_scene
 from spatext.callbacks.jobs import Job, make_batches
 from spatext.datamodules.scenes import load_scene
 from spatext.modules.networks.priors import IdentityPrior

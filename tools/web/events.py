@@ -19,6 +19,7 @@ def state(studio: Studio, job: Job) -> dict[str, Any]:
         "state": progress.state,
         "position": studio.position(job),
         "step": progress.step,
+        "total_steps": job.num_steps,
         "message": progress.message,
         "warnings": job.warnings,
     }

@@ -22,6 +22,7 @@ from jaxtyping import UInt8
 
 from spatext.datamodules.documents import brief, check_keys, is_int
 from spatext.datamodules.scenes import Region, Scene
+from spatext.datamodules.settings import CONDITIONS
 from spatext.modules.sampling_options import Form, Sampling
 from spatext.tools.web.limits import Limits, Refusal
 from spatext.tools.web.pictures import data_url, decode_base64, decode_photo, encode_png
@@ -75,10 +76,10 @@ def read_sampling(form: Mapping[str, Any], defaults: Sampling, limits: Limits) -
     if "scale" in form:
         changes["scale"] = number("scale", form["scale"], limits.max_scale)
     if "scales" in form:
-        known = tuple(defaults.scales)
-        check_keys("scales", form["scales"], known, required=known)
+        check_keys("scales", form["scales"], CONDITIONS, required=CONDITIONS)
         scales = form["scales"].items()
-        changes["scales"] = {k: number(f"scales.{k}", v, limits.max_scale) for k, v in scales}
+        asked = {k: number(f"scales.{k}", v, limits.max_scale) for k, v in scales}
+        changes["scales"] = {**defaults.scales, **asked}
     return replace(defaults, **changes)
 
 
@@ -103,11 +104,16 @@ def read_scene(form: Mapping[str, Any], sampling: Sampling, limits: Limits) -> S
         regions,
         negative_prompt=text_line("negative_prompt", form.get("negative_prompt", ""), limits),
         # A scene's own scales hold in form full alone, where they say what the sampling says.
-        scales=dict(sampling.scales) if sampling.form == "full" else None,
+        scales=scene_scales(sampling) if sampling.form == "full" else None,
         background=background,
         repaint=None if repaint is None else tuple(repaint),
         variation_seed=form.get("variation_seed"),
     )
+
+
+def scene_scales(sampling: Sampling) -> dict[str, float]:
+    """That of a global image embedding is no part of scenes."""
+    return {name: sampling.scales.get(name, 0.0) for name in CONDITIONS}
 
 
 def read_size(value: object, limits: Limits) -> tuple[int, int]:

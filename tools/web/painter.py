@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spatext.callbacks.images import paint_scenes, preview
 from spatext.callbacks.remarks import cut_texts
+from spatext.modules.cascade import count_steps
 from spatext.modules.spatext import SpaText
 from spatext.tools.recipes import RECIPE, dump_recipe
 from spatext.tools.web.orders import Order
@@ -25,9 +26,12 @@ class ModelPainter:
         lines = cut_texts(self.model, [order.scene], order.sampling)
         return [line.removeprefix(f"scene {order.scene.name}: ") for line in lines]
 
+    def num_steps(self, order: Order) -> int:
+        return count_steps(self.model, order.sampling)
+
     def paint(self, order: Order, on_step: OnStep) -> Pixels:
         def tell(step: int, _: Tensor, x_0_hat: Tensor) -> None:
-            on_step(step, lambda: preview(self.model, x_0_hat)[0])
+            on_step(step, lambda: preview(self.model, x_0_hat, order.scene.size)[0])
 
         seeds = torch.tensor([order.scene.seed])
         (picture,) = paint_scenes(self.model, [order.scene], seeds, order.sampling, on_step=tell)

@@ -33,6 +33,10 @@ class Painter(Protocol):
         """What of the order the model cannot see."""
         ...
 
+    def num_steps(self, order: Order) -> int:
+        """Of the whole picture, upsamplers included."""
+        ...
+
     def paint(self, order: Order, on_step: OnStep) -> Pixels:
         """`on_step` gets the step's number and how to look at the picture; what it raises ends
         the painting."""
@@ -61,7 +65,7 @@ Tell = Callable[[Progress], None]
 @dataclass(eq=False)
 class Job:
     summary: dict[str, Any]
-    num_steps: int
+    num_steps: int  # of the decoder until it is painted, then of the whole picture
     id: str = field(default_factory=lambda: secrets.token_urlsafe(12))  # knowing it is the right
     progress: Progress = Progress()
     warnings: tuple[str, ...] = ()
@@ -131,6 +135,7 @@ class Studio:
 
     def _paint(self, job: Job, order: Order, tell: Tell) -> None:
         """In the worker's thread."""
+        job.num_steps = self.painter.num_steps(order)
         job.warnings = tuple(self.painter.warnings(order))
         pixels = self.painter.paint(order, partial(Watch(), job, tell))
         job.archive = pack_scene(order.scene)

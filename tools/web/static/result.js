@@ -33,7 +33,7 @@ export class Result {
     $("stage").style.setProperty("--ratio", run.size[1] / run.size[0]);
     $("picture").classList.toggle("coarse", Math.max(...run.size) <= 256);
     $("progress").hidden = !pending;
-    $("bar").value = run.step / run.num_steps;
+    $("bar").value = run.step / run.total_steps;
     $("status").textContent = describe(run) || recipe(run);
     $("status").ariaLive = run.state === "running" ? "off" : "polite"; // not every step is news
     $("status").classList.toggle("wrong", run.state === "failed");
@@ -64,7 +64,7 @@ export class Result {
     if (source && image.getAttribute("src") !== source) image.src = source;
     tile.dataset.state = run.state;
     tile.querySelector("span").textContent =
-      run.state === "queued" ? run.position : run.state === "running" ? `${Math.round((100 * run.step) / run.num_steps)}%` : "";
+      run.state === "queued" ? run.position : run.state === "running" ? `${Math.round((100 * run.step) / run.total_steps)}%` : "";
     const words = run.prompt || run.texts.join(", ");
     tile.querySelector("button").setAttribute("aria-label", `${words}, seed ${run.seed} ${describe(run)}`.trim());
     tile.querySelector("button").title = words;

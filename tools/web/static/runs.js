@@ -63,7 +63,7 @@ export function describe(run) {
     case "queued":
       return run.position === 1 ? "Next in the queue" : `In the queue, ${run.position} before it`;
     case "running":
-      return run.step ? `Step ${run.step} of ${run.num_steps}` : "Beginning";
+      return run.step ? `Step ${run.step} of ${run.total_steps}` : "Beginning";
     case "failed":
       return `Failed: ${run.message}`;
     case "cancelled":
