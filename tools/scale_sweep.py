@@ -22,7 +22,7 @@ from tqdm import tqdm
 from spatext.datamodules.documents import write_text
 from spatext.modules.sampling_options import Sampling, make_scheduler
 from spatext.tools.console import one_line_errors
-from spatext.tools.demo_report import LAYOUT_SEED, sample_layouts, score
+from spatext.tools.demo_scores import LAYOUT_SEED, sample_layouts, score
 from spatext.tools.loading import load_model, pick_device
 from spatext.tools.shapes_world import Layout, heldout_layouts
 

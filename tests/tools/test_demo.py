@@ -1,6 +1,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -21,16 +22,10 @@ from spatext.modules.networks.prior_schedulers import KARLO
 from spatext.modules.networks.priors import LinearPrior
 from spatext.modules.sampling_options import Sampling
 from spatext.tools.console import check_complete
-from spatext.tools.demo import WEIGHTS, ChildFailure, Stage, run_stage, stages
-from spatext.tools.demo_report import (
-    LAYOUT_SEED,
-    PRIORS,
-    THRESHOLDS,
-    Result,
-    evaluate,
-    score,
-    write_report,
-)
+from spatext.tools.demo import ChildFailure, run_stage
+from spatext.tools.demo_latent import PRIORS, THRESHOLDS, Result, evaluate, write_report
+from spatext.tools.demo_scores import LAYOUT_SEED, score
+from spatext.tools.demo_stages import WEIGHTS, Stage, latent_stages, pixel_stages
 from spatext.tools.shapes_world import draw_scene, heldout_layouts
 from tiny import make_prior_transformer, no_seeds
 
@@ -95,13 +90,13 @@ def test_a_stage_that_was_stopped_goes_on(tmp_path: Path) -> None:
 def test_fingerprint_is_of_command_configuration_and_past(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = stages(tmp_path)[-1]
+    stage = latent_stages(tmp_path)[-1]
     found = [
         stage.fingerprint(""),
         stage.fingerprint("earlier"),
         replace(stage, arguments=(*stage.arguments, "seed=1")).fingerprint(""),
     ]
-    assert stages(tmp_path)[-1].fingerprint("") == found[0]
+    assert latent_stages(tmp_path)[-1].fingerprint("") == found[0]
 
     # The same command with another configuration below it.
     folder = shutil.copytree(CONF, tmp_path / "conf")
@@ -115,8 +110,12 @@ def test_fingerprint_is_of_command_configuration_and_past(
 
 
 @pytest.mark.parametrize("from_scratch", [False, True])
-def test_each_training_has_all_it_needs(tmp_path: Path, from_scratch: bool) -> None:
+@pytest.mark.parametrize("stages", [latent_stages, pixel_stages])
+def test_each_training_has_all_it_needs(
+    tmp_path: Path, stages: Callable[..., list[Stage]], from_scratch: bool
+) -> None:
     made: set[Path] = set()
+    bases: set[str] = set()
     for stage in stages(tmp_path, from_scratch=from_scratch):
         if stage.tool == "train":
             config = compose_config("train", list(stage.arguments))
@@ -127,13 +126,23 @@ def test_each_training_has_all_it_needs(tmp_path: Path, from_scratch: bool) -> N
                 assert Path(config.datamodule.pairs) in made
             else:
                 assert {Path(config.datamodule.shards), Path(config.datamodule.val_shards)} <= made
+            bases |= {config.base} if "base" in config else set()
         if stage.tool == "embed":
             check_complete(compose_config("embed", list(stage.arguments)))
             (pattern,) = (a for a in stage.arguments if a.startswith("datamodule.shards="))
             assert pattern.startswith(f"datamodule.shards='{tmp_path / 'shapes-train'}/")
         made.add(stage.folder)
-    assert {tmp_path / "latent", tmp_path / "prior"} <= made
-    assert config.base == str(tmp_path / "base" if from_scratch else WEIGHTS)
+    trained = {"latent", "prior"} if stages is latent_stages else {"pixel", "upsampler"}
+    assert {tmp_path / name for name in trained} <= made
+    assert bases == {str(tmp_path / "base" if from_scratch else WEIGHTS)}
+
+
+def test_both_demos_draw_one_world(tmp_path: Path) -> None:
+    latent, pixel = latent_stages(tmp_path), pixel_stages(tmp_path)
+    assert latent[:2] == pixel[:2]
+    assert not {stage.folder for stage in latent[2:]} & {stage.folder for stage in pixel[2:]}
+    upsampler = compose_config("train", list(pixel[-1].arguments))
+    assert upsampler.callbacks.export.folder == str(tmp_path / "upsampler" / "export")
 
 
 def test_the_base_model_of_the_package_knows_the_world() -> None:

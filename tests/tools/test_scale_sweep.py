@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from spatext.modules.sampling_options import Sampling
-from spatext.tools.demo_report import LAYOUT_SEED, sample_layouts, score
+from spatext.tools.demo_scores import LAYOUT_SEED, sample_layouts, score
 from spatext.tools.loading import load_model
 from spatext.tools.scale_sweep import MEASURES, Row, Sweep, main, run_sweep, tables
 from spatext.tools.shapes_world import heldout_layouts
