@@ -13,6 +13,7 @@ from spatext.datamodules.panoptic import PanopticDataModule
 from spatext.modules.functional.random import Purpose, normal
 from spatext.modules.spatext import SpaText
 from tiny import CHANNELS, LATENT_SIZE
+from tiny_karlo import make_pixel_model
 from tiny_runs import make_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
@@ -193,3 +194,57 @@ def test_encodings_of_another_scale_or_tokenizer_are_refused(world: Path, base: 
     model.backbone.tokenizer.add_tokens(["dogs"])  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="made with tokenizer = "):
         datamodule.check_encoders({kind: model.encoder(kind) for kind in KINDS})
+
+
+def load_pixel(base: Path, karlo: Path, **options: Any) -> SpaText:
+    """With the CLIP that the embeddings are cached of."""
+    torch.manual_seed(0)  # of the new weights
+    model = make_pixel_model(karlo, **options)
+    model.clip = load(base).clip
+    return model
+
+
+def test_a_model_in_pixels_trains_on_cached_embeddings(
+    world: Path, base: Path, karlo: Path
+) -> None:
+    online, cached = load_pixel(base, karlo), load_pixel(base, karlo)
+    calls = []
+    cached.clip.model.net.visual.register_forward_hook(lambda net, given, _: calls.append(given))
+    asked = batches(make(world / "train", {"embeds": True}), 2)
+    for one, other in zip(batches(make(world / "train", None), 2), asked, strict=True):
+        (expected, grads), (found, own) = step(online, one), step(cached, other)
+        assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert_close(own, grads, rtol=1e-4, atol=1e-5)
+    assert {len(images) for (images,) in calls} == {4}  # the images, and no segments
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (
+            "moments",
+            {},
+            r"^datamodule\.encodings\.moments: found true, expected false: a model in p",
+        ),
+        (
+            "text",
+            {"train_text": True},
+            r"^datamodule\.encodings\.text: found true, expected false: ",
+        ),
+        ("text", {}, r"00000\.text\.bin: made with .* or datamodule\.encodings\.text=false$"),
+    ],
+)
+def test_what_a_model_in_pixels_cannot_use_is_refused(
+    world: Path,
+    base: Path,
+    karlo: Path,
+    tmp_path: Path,
+    kind: str,
+    options: dict[str, Any],
+    message: str,
+) -> None:
+    model = load_pixel(base, karlo, **options)
+    datamodule = PanopticDataModule(world / "train", encodings={kind: True}, **CENTRE)
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path).fit(model, datamodule)
+    assert model.global_step == 0

@@ -8,12 +8,22 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from pytorch_lightning.plugins.precision.fsdp import FSDPPrecision
 
 from launch_runs import Run, probes, same_job
+from spatext.tools.strategies import Fsdp
 
 TRAIN = (sys.executable, "-m", "spatext.tools.train")
 SCRIPT = (sys.executable, str(Path(sys.executable).with_name("spatext-train")))
 AWKWARD = "run 'a', {b}=c"
+
+
+def test_noise_schedules_stay_in_float32_under_fsdp() -> None:
+    strategy = Fsdp()
+    strategy.precision_plugin = FSDPPrecision("bf16-mixed")
+    precision = strategy.mixed_precision_config
+    assert (precision.param_dtype, precision.buffer_dtype) == (torch.bfloat16, None)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from spatext.modules.spatext import LatentSpaText
-from spatext.tools.launch import Ddp
+from spatext.tools.strategies import Ddp
 from tiny import load_spatext
 from tiny_runs import make_batch, make_trainer
 

@@ -61,6 +61,7 @@ def run_dir(workspace: Path) -> Path:
         "callbacks.checkpoint.every_n_train_steps=100",
         "callbacks.checkpoint.monitor=val/loss",
         "trainer.log_every_n_steps=1",
+        f"callbacks.curves={{_target_: spatext.callbacks.curves.Curves, folder: {run_dir}}}",
     )
     wandb.teardown()  # it reads its environment once a process
     run([*options, f"trainer.max_steps={NUM_STEPS}"])

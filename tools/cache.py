@@ -3,7 +3,6 @@
 import os
 import time
 from contextlib import ExitStack, closing
-from typing import Any
 
 import hydra
 import torch
@@ -11,6 +10,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from spatext.datamodules.annotation_commit import sync_folder, temporary_path
+from spatext.datamodules.buckets import Buckets
 from spatext.datamodules.encoding_files import (
     EntryWriter,
     Manifest,
@@ -23,13 +23,20 @@ from spatext.datamodules.encodings import source_of
 from spatext.datamodules.loaders import BatchLoader
 from spatext.datamodules.panoptic import PanopticDataModule
 from spatext.tools.cache_encoders import Encoders
-from spatext.tools.cache_plan import Job, find_jobs, make_recipes, open_datamodule, pick_kinds
+from spatext.tools.cache_plan import (
+    Job,
+    Recipes,
+    find_jobs,
+    make_recipes,
+    open_datamodule,
+    pick_kinds,
+)
 from spatext.tools.console import check_complete, one_line_errors
 from spatext.tools.embed import pick_share
 from spatext.tools.loading import pick_device
 from spatext.tools.provenance import write_provenance
 
-Recipes = dict[str, dict[str, Any]]
+OfView = dict[Buckets | None, Recipes]  # of training, and of validation where it differs
 
 
 def cache(cfg: DictConfig) -> list[Manifest]:
@@ -49,11 +56,13 @@ def cache(cfg: DictConfig) -> list[Manifest]:
     torch.set_float32_matmul_precision(cfg.matmul_precision)
     datamodule = open_datamodule(cfg)
     jobs = find_jobs(datamodule, cfg.out)
-    recipes = make_recipes(cfg, datamodule, kinds)
+    views = dict.fromkeys(job.buckets for job in jobs)
+    recipes = {view: make_recipes(cfg, datamodule, kinds, view) for view in views}
     find_todo(jobs, recipes, cfg.overwrite)
     encoders = Encoders(cfg, kinds, device)
-    for kind, recipe in recipes.items():
-        recipe["encoder"] = encoders.fingerprints[kind]
+    for of_view in recipes.values():
+        for kind, recipe in of_view.items():
+            recipe["encoder"] = encoders.fingerprints[kind]
     mine = jobs[rank::num_ranks]
     todo = find_todo(mine, recipes, cfg.overwrite)
     manifests: list[Manifest] = []
@@ -63,7 +72,7 @@ def cache(cfg: DictConfig) -> list[Manifest]:
         if rank == 0:
             write_provenance(folder, cfg)
     for job, missing in tqdm(todo, desc="cache", unit="shard", disable=len(todo) == 1):
-        wanted = {kind: recipes[kind] for kind in missing}
+        wanted = {kind: recipes[job.buckets][kind] for kind in missing}
         manifests += encode_shard(job, wanted, encoders, datamodule)
     num_entries, seconds = sum(m.num_entries for m in manifests), time.perf_counter() - start
     rate = f", {num_entries / seconds:.1f} entries/s" if manifests else ""
@@ -71,13 +80,14 @@ def cache(cfg: DictConfig) -> list[Manifest]:
     return manifests
 
 
-def find_todo(jobs: list[Job], recipes: Recipes, overwrite: bool) -> list[tuple[Job, list[str]]]:
+def find_todo(jobs: list[Job], recipes: OfView, overwrite: bool) -> list[tuple[Job, list[str]]]:
     """Shards, with the kinds that they lack."""
-    lacking = [
-        (job, [k for k, r in recipes.items() if not job.is_done(k, r, overwrite=overwrite)])
-        for job in jobs
-    ]
-    return [(job, kinds) for job, kinds in lacking if kinds]
+    todo = []
+    for job in jobs:
+        wanted = recipes[job.buckets].items()
+        if kinds := [k for k, r in wanted if not job.is_done(k, r, overwrite=overwrite)]:
+            todo.append((job, kinds))
+    return todo
 
 
 def encode_shard(
@@ -91,6 +101,7 @@ def encode_shard(
             job.index[job.numbers.start : job.numbers.stop],
             num_flips=num_flips,
             kinds=[*recipes],
+            shape_of=job.shape_of(),
             **datamodule.sample_kwargs,
         ),
         batch_size=encoders.batch_size,
@@ -119,8 +130,11 @@ def encode_shard(
             path = manifest_path(job.folder, stem, kind)
             path.unlink(missing_ok=True)
             temporary.replace(entries_path(job.folder, stem, kind))
+            shape = writer.shape
+            if kind == "moments" and job.buckets is not None:
+                shape = shape[:2]
             manifests.append(
-                Manifest(recipes[kind], source, writer.shape, writer.num_entries, bad, file, rows)
+                Manifest(recipes[kind], source, shape, writer.num_entries, bad, file, rows)
             )
             write_manifest(path, manifests[-1])
         sync_folder(job.folder)

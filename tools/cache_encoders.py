@@ -69,9 +69,13 @@ class Encoders:
             elif not flip:
                 writer.add(number, values[i], made_of[i])
 
-    def _moments(self, batch: dict[str, Any]) -> np.ndarray:
-        image = batch["image"].to(self.device, non_blocking=True)
-        return to_numpy(posterior_moments(self.vae, unit_range(image)))
+    def _moments(self, batch: dict[str, Any]) -> list[np.ndarray]:
+        """An array for each view, of the size of its image."""
+        found: dict[int, np.ndarray] = {}
+        for places, pixels in zip(batch["places"], batch["image"], strict=True):
+            image = unit_range(pixels.to(self.device, non_blocking=True))
+            found |= zip(places, to_numpy(posterior_moments(self.vae, image)), strict=True)
+        return [found[i] for i in range(len(found))]
 
     def _text(self, batch: dict[str, Any]) -> np.ndarray:
         return to_numpy(encode_captions(self.text_encoder, self.tokenizer, batch["caption"]))

@@ -1,6 +1,6 @@
 """Which shards spatext-cache has still to encode, and what it refuses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from spatext.datamodules.annotation_files import first_difference
+from spatext.datamodules.buckets import Buckets, SampleBuckets
 from spatext.datamodules.encoding_files import (
     DTYPES,
     KINDS,
@@ -24,13 +25,17 @@ from spatext.datamodules.shard_index import ShardIndex
 from spatext.datamodules.skip_list import KeptSamples
 from spatext.tools.cache_encoders import AUTOCAST, PARTS
 
+Recipes = dict[str, dict[str, Any]]
+
 
 class Job(NamedTuple):
-    """A shard, by its number in its index, and the folder of what is made of it."""
+    """A shard, by its number in its index, the folder of what is made of it, and the buckets that
+    its images are brought to; None: squares."""
 
     index: ShardIndex
     which: int
     folder: Path
+    buckets: Buckets | None
 
     @property
     def shard(self) -> Shard:
@@ -40,6 +45,9 @@ class Job(NamedTuple):
     def numbers(self) -> range:
         end = self.index.ends[self.which]
         return range(end - int(self.index.sizes[self.which]), end)
+
+    def shape_of(self) -> Callable[[int], tuple[int, int]] | None:
+        return self.buckets and SampleBuckets(self.buckets, self.index).shape_of
 
     def is_done(self, kind: str, recipe: Mapping[str, Any], *, overwrite: bool) -> bool:
         """Whether entries made by this recipe, or by what is given of one, are there. ValueError
@@ -81,8 +89,6 @@ def pick_kinds(cfg: DictConfig) -> tuple[str, ...]:
             "embeds: expected stored segments, datamodule.segmenter=stored (see spatext-annotate), "
             "or embeds=false"
         )
-    if cfg.datamodule.get("buckets") is not None and kinds != ("text",):
-        raise ValueError("datamodule.buckets: only squares can be cached, expected null")
     return kinds
 
 
@@ -99,13 +105,17 @@ def open_datamodule(cfg: DictConfig) -> PanopticDataModule:
 
 
 def find_jobs(datamodule: PanopticDataModule, out: str | None) -> list[Job]:
-    """The shards of training and validation, each once."""
+    """The shards of training and validation, each once; one of both as training has it."""
     jobs: dict[Shard, Job] = {}
-    for index in (datamodule.records, datamodule.val_records):
+    for index, buckets in (
+        (datamodule.records, datamodule.buckets),
+        (datamodule.val_records, None),
+    ):
         assert not isinstance(index, KeptSamples)
         for which, shard in enumerate(index.shards if index is not None else []):
             assert index is not None
-            jobs.setdefault(shard, Job(index, which, encoding_folder(shard, out, "out")))
+            folder = encoding_folder(shard, out, "out")
+            jobs.setdefault(shard, Job(index, which, folder, buckets))
     check_names([*jobs.values()])
     return [*jobs.values()]
 
@@ -122,10 +132,13 @@ def check_names(jobs: Sequence[Job]) -> None:
 
 
 def make_recipes(
-    cfg: DictConfig, datamodule: PanopticDataModule, kinds: Sequence[str]
-) -> dict[str, dict[str, Any]]:
+    cfg: DictConfig,
+    datamodule: PanopticDataModule,
+    kinds: Sequence[str],
+    buckets: Buckets | None,
+) -> Recipes:
     """All that decides each kind but for the encoder."""
-    views = views_of(datamodule.sample_kwargs)
+    views = views_of(datamodule.sample_kwargs, buckets)
     flips = 2 if datamodule.flip else 1
     storage = {"dtype": cfg.dtype, "autocast": cfg.autocast}
     return {

@@ -13,7 +13,10 @@ from torch import Tensor
 
 from spatext.tools.console import missing_options
 
-MODEL_OPTIONS = ("module.backbone.path", "module.prior.path")
+MODEL_OPTIONS = (
+    *("module.backbone.path", "module.net.path", "module.prior.path"),
+    *("module.upsamplers[0].path", "module.upsamplers[1].path"),
+)
 NUM_BATCHES = 4  # that are read of the data
 
 
@@ -59,7 +62,7 @@ def look_at_job(cfg: DictConfig, num_gpus: int) -> Job:
         num_workers=int(data.get("num_workers", 0)),
         num_threads=cfg.num_threads,
         wandb=OmegaConf.select(cfg, "logger.wandb.mode", default="none") in (None, "online"),
-        models=tuple(model_paths(cfg)),
+        models=tuple(dict.fromkeys(model_paths(cfg))),
         peak_from_table=OmegaConf.select(cfg, "callbacks.throughput.peak") == "table",
     )
 
@@ -76,7 +79,7 @@ def num_devices(devices: Any, accelerator: str, num_gpus: int) -> int:
 
 
 def model_paths(cfg: DictConfig) -> Iterator[str]:
-    """Of backbone and prior: what diffusers will load."""
+    """Of backbone, prior and upsamplers: what diffusers will load."""
     for option in MODEL_OPTIONS:
         try:
             path = OmegaConf.select(cfg, option)

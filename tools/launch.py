@@ -14,28 +14,20 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, StrategyRegistry
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import distributed
-from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
-from spatext.callbacks.checkpoint_sharded import load_into_shards
 from spatext.callbacks.stops import Interrupted, Stop
 from spatext.tools.launch_children import END_SECONDS, FOLLOW_SECONDS, Children, end_with_parent
 from spatext.tools.launch_command import rank_command, rank_log
-from spatext.tools.ranks import PARENT_VARIABLE, STAMP_VARIABLE, outside_ranks
-from spatext.tools.torchrun import join_group_again
-
-__all__ = ["Ddp", "Fsdp", "one_job", "outside_ranks"]
+from spatext.tools.ranks import PARENT_VARIABLE, STAMP_VARIABLE
 
 # What Lightning sets in the environment of its own process and leaves there: a second job in the
 # same process would take itself for a rank that somebody else has started.
@@ -44,8 +36,6 @@ VARIABLES = (
     *("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "OMP_NUM_THREADS"),
 )
 DESTROY_SECONDS = 30.0
-
-Sharding = Literal["FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD"]
 
 
 @dataclass(frozen=True)
@@ -155,96 +145,3 @@ def rank_variables(local_rank: int) -> dict[str, str]:
     for stamp in resolved.values():
         variables[STAMP_VARIABLE] = stamp
     return variables
-
-
-class Ddp(DDPStrategy):
-    """Lightning's, with our way to start ranks; `options` are those of DistributedDataParallel."""
-
-    def __init__(
-        self,
-        *,
-        gradient_as_bucket_view: bool = True,
-        static_graph: bool = False,
-        find_unused_parameters: bool = False,
-        timeout_minutes: int = 30,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            gradient_as_bucket_view=gradient_as_bucket_view,
-            static_graph=static_graph,
-            find_unused_parameters=find_unused_parameters,
-            timeout=timedelta(minutes=timeout_minutes),
-            **options,
-        )
-        self.static_graph = static_graph
-
-    def setup(self, trainer: pl.Trainer) -> None:
-        # torch fails within the first backward pass, which sends nothing yet.
-        if self.static_graph and trainer.accumulate_grad_batches > 1:
-            raise ValueError(
-                "trainer.strategy.static_graph: found true, with trainer.accumulate_grad_batches="
-                f"{trainer.accumulate_grad_batches}, expected false where gradients accumulate"
-            )
-        super().setup(trainer)
-
-    def setup_environment(self) -> None:
-        join_group_again(self)
-        super().setup_environment()
-
-    def _configure_launcher(self) -> None:
-        super()._configure_launcher()
-        assert self.cluster_environment is not None
-        if self._start_method == "popen":
-            self._launcher = RankLauncher(
-                self.cluster_environment, self.num_processes, self.num_nodes
-            )
-
-
-class Fsdp(FSDPStrategy):
-    """Lightning's, with our way to start ranks; `options` are those of FSDPStrategy."""
-
-    def __init__(
-        self,
-        *,
-        sharding_strategy: Sharding = "FULL_SHARD",
-        min_num_params: int = 20_000_000,
-        timeout_minutes: int = 30,
-        **options: Any,
-    ) -> None:
-        """min_num_params: a submodule with as many parameters is gathered and freed as a whole."""
-        super().__init__(
-            sharding_strategy=sharding_strategy,
-            auto_wrap_policy=partial(size_based_auto_wrap_policy, min_num_params=min_num_params),
-            timeout=timedelta(minutes=timeout_minutes),
-            **options,
-        )
-
-    def setup_environment(self) -> None:
-        join_group_again(self)
-        super().setup_environment()
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Any:
-        """Ours are folders, which Lightning takes for shards."""
-        path = self.broadcast(checkpoint_path)
-        return load_into_shards(self, self.checkpoint_io.load_checkpoint(path))
-
-    def _configure_launcher(self) -> None:
-        if self.root_device.type != "cuda":
-            raise ValueError("trainer.strategy: FSDP found no GPU, expected one for each process")
-        assert self.cluster_environment is not None
-        if not self.cluster_environment.creates_processes_externally:
-            self._launcher = RankLauncher(
-                self.cluster_environment, self.num_processes, self.num_nodes
-            )
-
-
-# So that `trainer.strategy=ddp`, and `auto` with several devices, mean these too.
-StrategyRegistry.register("ddp", Ddp, override=True)
-StrategyRegistry.register("fsdp", Fsdp, override=True)
-for unused in (False, True):
-    StrategyRegistry.register(
-        f"ddp_find_unused_parameters_{str(unused).lower()}",
-        Ddp,
-        override=True,
-        find_unused_parameters=unused,
-    )

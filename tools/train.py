@@ -33,9 +33,11 @@ from spatext.tools.results import (
     pick_objective,
     recorded,
 )
+from spatext.tools.strategies import register_strategies
 from spatext.tools.sweep_plugins import register_plugins
 
 log = logging.getLogger("spatext.tools.train")  # also when run with -m
+register_strategies()
 register_plugins()  # hydra/launcher=process, hydra/sweeper=grid and optuna
 
 

@@ -8,26 +8,50 @@ import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
+
+from ..modules.optim import FUSED_DEVICES
 
 Pairs = list[tuple[Tensor, Tensor]]
 
 
 class Average:
-    """lerp towards the current weights by 1 - decay, where decay warms up with the step.
+    """Towards the current weights by 1 - decay, where decay warms up with the step.
 
     decay(step) = min(decay, (1 + step) / (10 + step)), so that a short run is not dominated by
     its random start (the rule of TensorFlow's ExponentialMovingAverage). One pass over all weights
-    at once: 12 bytes of traffic for each one in float32. A class, not a closure, so that it can be
-    pickled to spawned processes.
+    at once: 12 bytes of traffic for each one in float32. Where `bad`, a tensor on their device, is
+    1, it does nothing at all. A class, not a closure, so that it can be pickled to spawned
+    processes.
     """
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
         self.step = 0
+        self.bad: Tensor | None = None
 
     def __call__(self, averages: list[Tensor], current: list[Tensor], _: Tensor | int = 0) -> None:
-        decay = min(self.decay, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(averages, current, 1 - decay)
+        share = 1 - min(self.decay, (1 + self.step) / (10 + self.step))
+        if averages[0].device.type not in FUSED_DEVICES:
+            assert self.bad is None
+            torch._foreach_lerp_(averages, current, share)
+            return
+        # a - share (a - c): a step of SGD with the "gradient" -c and a weight decay of 1. Of what
+        # makes one pass of it, optimizers alone can be told by a tensor to do nothing: a factor of
+        # 0 would let NaN through.
+        sgd(
+            averages,
+            current,
+            [None] * len(averages),
+            fused=True,
+            found_inf=self.bad,
+            weight_decay=1.0,
+            momentum=0.0,
+            lr=share,
+            dampening=0.0,
+            nesterov=False,
+            maximize=True,
+        )
 
 
 class Ema(WeightAveraging):
@@ -38,7 +62,8 @@ class Ema(WeightAveraging):
     spread over processes, and refuses them. In a checkpoint "state_dict" is the average and
     "current_model_state" the weights that training continues from: Lightning's own layout, also
     where it is written during a validation, in which the two have changed places. A step that
-    `hold` was called in leaves the average as it is.
+    `hold` was called in leaves the average as it is. `has_begun`: an average has been taken in this
+    fit.
     """
 
     def __init__(self, decay: float = 0.9999) -> None:
@@ -46,9 +71,8 @@ class Ema(WeightAveraging):
             raise ValueError(f"callbacks.ema.decay: found {decay}, expected 0 <= decay < 1")
         self.average = Average(decay)
         self.last_weights: dict[str, Tensor] | None = None
-        self.held = self.swapped = False
-        self.is_first = True
-        self.weights: Pairs = []
+        self.held = self.swapped = self.has_begun = False
+        self.weights: tuple[list[Tensor], list[Tensor]] = [], []  # averages, current
         self.buffers: Pairs = []
         super().__init__(use_buffers=False, multi_avg_fn=self.average)
 
@@ -77,23 +101,26 @@ class Ema(WeightAveraging):
         asking the device for its count."""
         model = self._average_model
         assert model is not None
-        if not self.weights:
-            self.weights = pairs(model.module.parameters(), module.parameters())
+        is_first = False
+        if not self.has_begun:
+            self.weights = columns(pairs(model.module.parameters(), module.parameters()))
             self.buffers = pairs(model.module.buffers(), module.buffers())
-            self.is_first = int(model.n_averaged) == 0
-        averages, current = map(list, zip(*self.weights, strict=True))
-        if self.is_first:
-            torch._foreach_copy_(averages, current)
-            self.is_first = False
+            self.has_begun, is_first = True, int(model.n_averaged) == 0
+        bad = self.average.bad
+        if is_first:
+            torch._foreach_copy_(*self.weights)
         else:
-            self.average(averages, current)
+            self.average(*self.weights)
         for average, value in self.buffers:
-            average.copy_(value)
-        model.n_averaged += 1
+            average.copy_(value if bad is None else torch.where(bad > 0, average, value))
+        model.n_averaged += 1 if bad is None else bad == 0
+        self.average.bad = None
 
-    def hold(self) -> None:
-        """The optimizer step under way changes no weights."""
-        self.held = True
+    def hold(self, bad: Tensor | None = None) -> None:
+        """The optimizer step under way changes no weights; or not where `bad`, on their device, is
+        1, which takes an average that has begun."""
+        assert bad is None or self.has_begun
+        self.held, self.average.bad = bad is None, bad
 
     def _swap_models(self, pl_module: pl.LightningModule) -> None:
         super()._swap_models(pl_module)
@@ -128,15 +155,19 @@ class Ema(WeightAveraging):
                 "callbacks.ema=null trains without an average"
             )
         self.last_weights = None
-        self.held = self.swapped = False
-        self.weights, self.buffers = [], []
+        self.held = self.swapped = self.has_begun = False
+        self.average.bad = None
         # The module is moved there only after this hook.
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
-        assert self._average_model is not None
-        self._average_model.n_averaged = torch.tensor(0)  # of the host: nobody waits for it
 
 
 def pairs(averages: Iterable[Tensor], current: Iterable[Tensor]) -> Pairs:
     """Each tensor with its average; what is not trained may be shared (`PartlyTrained`)."""
     return [(a, c) for a, c in zip(averages, current, strict=True) if a is not c]
+
+
+def columns(pairs: Pairs) -> tuple[list[Tensor], list[Tensor]]:
+    # A fused kernel goes by places in memory.
+    assert all(average.stride() == current.stride() for average, current in pairs)
+    return [average for average, _ in pairs], [current for _, current in pairs]

@@ -2,23 +2,25 @@
 
 import logging
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from ..modules.training import TrainedModule, gradients_of
+from ..modules.optim import FUSED_DEVICES
+from ..modules.training import TrainedModule, gradients_of, parameters_of
 from .ema import Ema
 from .rollback import can_roll_back, roll_back
 from .saving import newest_checkpoint
 from .spikes import SpikeDetector
 from .stops import GaveUp
 from .throughput import is_logged_step
+from .verdict import Verdict, drop_gradients, skips_by_itself, tell
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +40,15 @@ class FiniteGuard(Callback):
     left out.
 
     The loss is that of all ranks and accumulated micro-batches. Agreement takes one small reduction
-    and one transfer to the host a step. Under a GradScaler an overflow of the gradients alone is
-    the scaler's to handle: it leaves the step out and lowers its scale; it is counted, and does not
-    use up the budget.
+    a step. With `skip` the device leaves the step out by itself, and the host, which does not wait
+    for it, hears of it ahead of the next step, or where a checkpoint or a log wants to know. The
+    host does wait, and decides ahead of the step, with `stop`; where a return may hang on the step
+    (after a bad one, until a good one); before the optimizer and the average have begun; and where
+    the optimizer cannot be told by a tensor: fused AdamW can, but not under a GradScaler nor with
+    sharded weights. Both ways leave the same bits.
+
+    Under a GradScaler an overflow of the gradients alone is the scaler's to handle: it leaves the
+    step out and lowers its scale; it is counted, and does not use up the budget.
     """
 
     def __init__(
@@ -66,7 +74,13 @@ class FiniteGuard(Callback):
         self.num_skipped = self.num_bad = self.num_good = self.num_rollbacks = 0
         self.num_logged: int | None = None
         self.loss: Tensor | None = None
+        self.pending: Verdict | None = None  # decided on the device, not yet known here
+        self.reports = True
         self.reason = ""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.loss = self.pending = None
+        self.reports = trainer.is_global_zero
 
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
@@ -77,34 +91,55 @@ class FiniteGuard(Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
+        self.settle()
         loss, norm = self.measure(optimizer)
-        bad_loss, bad_norm, mean_loss = self.agree(trainer, loss, norm)
+        bound = math.inf if self.spike is None else self.spike.bound()
+        verdict = Verdict(trainer.global_step, loss, norm, bound, trainer.world_size)
+        late = self.may_be_late(trainer, optimizer, loss.device)
+        tell(optimizer, verdict.bad if late else None)
+        if late:
+            self.pending = verdict
+            for average in averages(trainer):
+                average.hold(verdict.bad)
+        elif not self.decide(trainer, optimizer, verdict):
+            return
+        if isinstance(pl_module, TrainedModule):
+            pl_module.gradient_norm = norm  # clipping need not find it again
+
+    def decide(self, trainer: pl.Trainer, optimizer: Optimizer, verdict: Verdict) -> bool:
+        """Whether the step is to be taken; where not, nothing is left for the optimizer to do."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if bad_norm and not bad_loss and scaler is not None:
+        found = verdict.findings()
+        if scaler is not None and found.bad_norm and not found.bad_loss:
             self.num_skipped += 1
-            hold_average(trainer)
-            return
-        if bad_loss or bad_norm:
-            self.reason = describe(loss, norm)
-        elif self.spike is not None and mean_loss > (bound := self.spike.bound()):
-            self.reason = f"loss = {mean_loss:.4g}, a spike over {bound:.4g}"
+        elif reason := self.judge(verdict):
+            if self.on_bad == "stop":
+                raise GaveUp(
+                    f"step {verdict.step}: {reason}; stopped before the optimizer step, so the "
+                    "weights are those of the step before"
+                )
+            drop_gradients(optimizer, scaler)
+            self.leave_out(verdict.step, reason)
         else:
-            self.accept(mean_loss)
-            if isinstance(pl_module, TrainedModule):
-                pl_module.gradient_norm = norm  # clipping need not find it again
-            return
-        if self.on_bad == "stop":
-            raise GaveUp(
-                f"step {trainer.global_step}: {self.reason}; stopped before the optimizer step, "
-                "so the weights are those of the step before"
-            )
-        drop_gradients(optimizer, scaler)
-        hold_average(trainer)
-        self.num_skipped += 1
-        self.num_bad, self.num_good = self.num_bad + 1, 0
-        if trainer.is_global_zero:
-            text = "step %d: %s; left out, %d in a row"
-            log.warning(text, trainer.global_step, self.reason, self.num_bad)
+            return True
+        for average in averages(trainer):
+            average.hold()
+        return False
+
+    def may_be_late(self, trainer: pl.Trainer, optimizer: Optimizer, device: torch.device) -> bool:
+        """Whether this step can be left out without the host, and no return hangs on it."""
+        return (
+            self.on_bad == "skip"
+            and self.num_bad == 0
+            and self.max_consecutive > 1
+            and device.type in FUSED_DEVICES
+            and skips_by_itself(optimizer)
+            and getattr(trainer.precision_plugin, "scaler", None) is None
+            and can_roll_back(trainer)
+            and all(average.has_begun for average in averages(trainer))
+            # A bad first step must not make moments of zeros.
+            and all(p in optimizer.state for p in parameters_of(optimizer) if p.grad is not None)
+        )
 
     def measure(self, optimizer: Optimizer) -> tuple[Tensor, Tensor]:
         """(loss, norm of the gradient) of this rank."""
@@ -112,15 +147,28 @@ class FiniteGuard(Callback):
         loss, self.loss = self.loss, None
         return loss, get_total_norm(gradients_of(optimizer)).to(loss.device)
 
-    def agree(self, trainer: pl.Trainer, loss: Tensor, norm: Tensor) -> tuple[bool, bool, float]:
-        """(is a loss not finite, is a gradient not finite, mean loss): the same on all ranks."""
-        finite_loss = torch.nan_to_num(loss, nan=0.0, posinf=0.0, neginf=0.0)
-        bad_loss, bad_norm = (~torch.isfinite(v.float()) for v in (loss, norm))
-        terms = torch.stack([bad_loss.float(), bad_norm.float(), finite_loss])
-        total = trainer.strategy.reduce(terms, reduce_op="sum")
-        assert isinstance(total, Tensor)
-        num_bad_losses, num_bad_norms, sum_of_losses = total.tolist()
-        return num_bad_losses > 0, num_bad_norms > 0, sum_of_losses / trainer.world_size
+    def settle(self) -> None:
+        """Count the step that the device has decided."""
+        verdict, self.pending = self.pending, None
+        if verdict is not None and (reason := self.judge(verdict)):
+            self.leave_out(verdict.step, reason)
+
+    def judge(self, verdict: Verdict) -> str:
+        """What is wrong with a step; empty, and it is counted as good, where nothing is."""
+        found = verdict.findings()
+        if found.bad_loss or found.bad_norm:
+            return verdict.describe()
+        if found.spike:
+            return f"loss = {found.loss:.4g}, a spike over {verdict.bound:.4g}"
+        self.accept(found.loss)
+        return ""
+
+    def leave_out(self, step: int, reason: str) -> None:
+        self.reason = reason
+        self.num_skipped += 1
+        self.num_bad, self.num_good = self.num_bad + 1, 0
+        if self.reports:
+            log.warning("step %d: %s; left out, %d in a row", step, reason, self.num_bad)
 
     def accept(self, loss: float) -> None:
         self.num_bad, self.num_good = 0, self.num_good + 1
@@ -134,6 +182,10 @@ class FiniteGuard(Callback):
     ) -> None:
         if self.on_bad == "stop":
             return
+        for optimizer in trainer.optimizers:
+            tell(optimizer, None)  # of other steps nothing is known
+        if is_logged_step(trainer) or 0 < trainer.max_steps <= trainer.global_step:
+            self.settle()
         if self.num_skipped != self.num_logged or is_logged_step(trainer):
             # A tensor on the CPU: Lightning would copy a number to the device, and wait for it.
             pl_module.log("train/skipped", torch.tensor(float(self.num_skipped)))
@@ -141,6 +193,9 @@ class FiniteGuard(Callback):
         if self.num_bad == self.max_consecutive:
             self.num_bad = 0
             self.go_back(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.settle()
 
     def go_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         bad = f"step {trainer.global_step - 1}: {self.max_consecutive} bad steps in a row, the last"
@@ -162,6 +217,7 @@ class FiniteGuard(Callback):
             log.warning(text, bad, self.reason, step, path, *budget)
 
     def state_dict(self) -> dict[str, Any]:
+        self.settle()
         counts = ("num_skipped", "num_bad", "num_good", "num_rollbacks")
         spike = {} if self.spike is None else {"spike": self.spike.state_dict()}
         return {name: getattr(self, name) for name in counts} | spike
@@ -174,22 +230,7 @@ class FiniteGuard(Callback):
         vars(self).update(counts)
 
 
-def describe(loss: Tensor, norm: Tensor) -> str:
-    terms = {"loss": loss.item(), "gradient norm": norm.item()}
-    bad = [f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value)]
-    return ", ".join(bad) or "loss or gradient not finite on another rank"
-
-
-def hold_average(trainer: pl.Trainer) -> None:
+def averages(trainer: pl.Trainer) -> Iterator[Ema]:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Ema):
-            callback.hold()
-
-
-def drop_gradients(optimizer: Optimizer, scaler: Any) -> None:
-    """Make the optimizer's step do nothing at all: no decay of weights or moments, no count."""
-    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-        if scaler is None or not _optimizer_handles_unscaling(optimizer):
-            parameter.grad = None
-        elif parameter.grad is not None:
-            parameter.grad.fill_(torch.nan)  # looked at later, by the scaler, which then skips
+            yield callback

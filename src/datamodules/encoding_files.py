@@ -47,7 +47,8 @@ class Manifest:
                   {dtype, flips, autocast}
     source        the shard: name, bytes, num_samples, layout and samples as in its index, and of
                   embeds the sha256 of its sidecar, if it has one
-    shape         of an entry; of embeds, of one of its rows
+    shape         of an entry; of embeds, of one of its rows; of moments of images of several
+                  sizes (recipe.view.buckets), the first two axes
     bad           {reason: number} of the samples without entry
     file          {bytes, sha256}
     rows          byte of the rows in it
@@ -73,12 +74,19 @@ class Manifest:
 
 def encoding_folder(shard: Shard, folder: str | Path | None, option: str) -> Path:
     """`folder`, or the one beside the shard; ValueError, naming `option`, for a remote shard
-    without `folder`."""
+    without `folder`, and for a folder in a store."""
     if folder is not None:
-        return Path(folder).expanduser()
+        return local_folder(folder, option)
     if not isinstance(shard, Path):
         raise ValueError(f"{shard}: nothing can lie beside it; expected {option}=FOLDER")
     return shard.parent / FOLDER
+
+
+def local_folder(folder: str | Path, option: str) -> Path:
+    """Entries are read by position, many of them a second (our choice: not through a store)."""
+    if "://" in str(folder):
+        raise ValueError(f"{option} is {brief(folder)}, expected a folder of a file system")
+    return Path(folder).expanduser()
 
 
 def entries_path(folder: Path, stem: str, kind: str) -> Path:

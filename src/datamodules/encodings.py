@@ -1,5 +1,6 @@
 """Cached encodings as training reads them: an entry is one positional read."""
 
+import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from .encoding_files import (
     checksums,
     encoding_folder,
     entries_path,
+    local_folder,
     manifest_path,
     read_manifest,
     split_ids,
@@ -43,9 +45,7 @@ class Place(NamedTuple):
     manifest: Manifest
 
 
-def read_settings(
-    given: Mapping[str, Any], *, segmenter: object, random_crop: bool, buckets: object
-) -> Settings:
+def read_settings(given: Mapping[str, Any], *, segmenter: object, random_crop: bool) -> Settings:
     """Of `datamodule.encodings`; ValueError for what is malformed or contradicts the view of the
     image that is cached."""
     switches = (*KINDS, "images")
@@ -63,10 +63,6 @@ def read_settings(
             f"{OPTION}.{of_image[0]}: cached of the centre of each image; expected "
             "datamodule.random_crop=false"
         )
-    if of_image and buckets is not None:
-        raise ValueError(
-            f"{OPTION}.{of_image[0]}: cached of squares; expected datamodule.buckets=null"
-        )
     if "embeds" in kinds and segmenter != "stored":
         raise ValueError(
             f"{OPTION}.embeds: cached of stored segments; expected datamodule.segmenter=stored"
@@ -78,7 +74,8 @@ def read_settings(
             f"{OPTION}.images=false: images are needed without {OPTION}.{lacking[0]}=true"
         )
     path = given.get("path")
-    return Settings(None if path is None else Path(path).expanduser(), kinds, images)
+    folder = None if path is None else local_folder(path, f"{OPTION}.path")
+    return Settings(folder, kinds, images)
 
 
 class Encodings:
@@ -137,10 +134,11 @@ class Encodings:
         flip: bool,
         chosen: Sequence[int],
         num_slots: int,
+        shape: tuple[int, int],
     ) -> dict[str, np.ndarray]:
         """{kind: array} of a sample of the index, as stored; of embeds those of the `chosen`
-        segments, in `num_slots` rows. BadSample where there are none, and where they are those of
-        another image, caption or id map."""
+        segments, in `num_slots` rows. `shape`: (h, w) of its image. BadSample where there are none,
+        and where they are those of another image, caption or id map."""
         which = bisect_right(self.ends, number)
         row = number - self.ends[which] + self.sizes[which]
         made_of = checksums(members, caption)
@@ -152,7 +150,7 @@ class Encodings:
                 found[kind] = embeds_of(data, manifest, chosen, num_slots)
             else:
                 values = np.frombuffer(data, dtype=manifest.dtype)
-                found[kind] = values.reshape(manifest.shape)
+                found[kind] = values.reshape(shape_of(manifest, values.size, shape))
         return found
 
     def _entry(self, place: Place, row: int, flip: bool, made_of: int, kind: str) -> bytes:
@@ -166,6 +164,15 @@ class Encodings:
         if crc32 != made_of:
             raise BadSample(f"cached {kind} are of another sample")
         return self.files.read(path, facts, offset, span)
+
+
+def shape_of(manifest: Manifest, size: int, image: tuple[int, int]) -> list[int]:
+    """Of an entry of so many numbers; with buckets its last axes have the aspect of its image."""
+    if "buckets" not in manifest.recipe["view"]:
+        return manifest.shape
+    height, width = image
+    factor = math.isqrt(height * width * math.prod(manifest.shape) // size)
+    return [*manifest.shape, height // factor, width // factor]
 
 
 def embeds_of(data: bytes, manifest: Manifest, chosen: Sequence[int], num_slots: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 
 from . import segments
 from .bucket_batches import BucketBatchSampler
-from .buckets import make_buckets
+from .buckets import Buckets, make_buckets
 from .collation import Batch, collate, unit_range
 from .device_crops import crop_batch
 from .encoding_views import views_of
@@ -132,9 +132,7 @@ class PanopticDataModule(ShardDataModule):
         self.segment_counts = SegmentCounts()
         self.encoded: Settings | None = None
         if encodings is not None:
-            self.encoded = read_settings(
-                encodings, segmenter=segmenter, random_crop=random_crop, buckets=buckets
-            )
+            self.encoded = read_settings(encodings, segmenter=segmenter, random_crop=random_crop)
         self.encodings: Encodings | None = None
         self.val_encodings: Encodings | None = None
         self.records: ShardIndex | KeptSamples | None = None
@@ -150,10 +148,10 @@ class PanopticDataModule(ShardDataModule):
         """Opens the indexes of the shards, or makes them; ValueError for what is damaged."""
         if self.records is None and stage == "fit":
             self.records = self.open_records(self.shards, self.skip)
-            self.encodings = self._encodings(self.records, flip=self.flip)
+            self.encodings = self._encodings(self.records, self.buckets, flip=self.flip)
         if self.val_records is None and self.val_shards is not None:
             self.val_records = self.open_records(self.val_shards)
-            self.val_encodings = self._encodings(self.val_records, flip=False)
+            self.val_encodings = self._encodings(self.val_records, None, flip=False)
 
     def open_records(
         self, shards: list[Shard], skip: str | Path | None = None
@@ -214,10 +212,12 @@ class PanopticDataModule(ShardDataModule):
             self.segment_counts.add(batch["valid"])
         return batch
 
-    def _encodings(self, records: ShardIndex | KeptSamples, *, flip: bool) -> Encodings | None:
+    def _encodings(
+        self, records: ShardIndex | KeptSamples, buckets: Buckets | None, *, flip: bool
+    ) -> Encodings | None:
         if self.encoded is None:
             return None
-        views = views_of(self.sample_kwargs)
+        views = views_of(self.sample_kwargs, buckets)
         wanted = {kind: views[kind] for kind in self.encoded.kinds}
         options = {"flip": flip, "images": self.encoded.images}
         return Encodings(whole_index(records), self.encoded.path, wanted, **options)

@@ -158,11 +158,8 @@ class SegmentDataset(Dataset[Sample]):
             sample["uncut"] = found.uncut
         if self.encodings is not None:
             assert isinstance(record, IndexedSample)
-            view: dict[str, Any] = {
-                "flip": window.flip,
-                "chosen": found.chosen,
-                "num_slots": self.k_max,
-            }
+            view: dict[str, Any] = {"flip": window.flip, "chosen": found.chosen}
+            view |= {"num_slots": self.k_max, "shape": shape}
             caption = sample["caption"]
             sample["encoded"] = self.encodings.read(record.number, members, caption, **view)
         if self.online_size is not None:

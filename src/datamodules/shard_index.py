@@ -14,6 +14,7 @@ the tar headers inside of it, so that neither keys nor members are kept here.
 
 import hashlib
 import json
+from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -62,7 +63,26 @@ class IndexedSample(NamedTuple):
         return self.source.read(self.number)
 
 
-class ShardIndex(Sequence[IndexedSample]):
+class Samples(Sequence[IndexedSample]):
+    """By number, the last ones also by their distance from the end."""
+
+    @abstractmethod
+    def sample(self, number: int) -> IndexedSample:
+        """0 <= number < len(self)."""
+
+    @overload
+    def __getitem__(self, number: int) -> IndexedSample: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[IndexedSample]: ...
+    def __getitem__(self, number: int | slice) -> IndexedSample | Sequence[IndexedSample]:
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        if not -len(self) <= number < len(self):
+            raise IndexError(number)
+        return self.sample(int(number) % len(self))
+
+
+class ShardIndex(Samples):
     """The index in `folder`, for its shards as they lie here.
 
     FileNotFoundError where there is none; ValueError, one line, for one of another version, of
@@ -114,16 +134,7 @@ class ShardIndex(Sequence[IndexedSample]):
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
-    @overload
-    def __getitem__(self, number: int) -> IndexedSample: ...
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[IndexedSample]: ...
-    def __getitem__(self, number: int | slice) -> IndexedSample | Sequence[IndexedSample]:
-        if isinstance(number, slice):
-            return [self[i] for i in range(*number.indices(len(self)))]
-        if not -len(self) <= number < len(self):
-            raise IndexError(number)
-        number = int(number) % len(self)
+    def sample(self, number: int) -> IndexedSample:
         return IndexedSample(self, number, self.shards[self.shard_of(number)])
 
     def shard_of(self, number: int) -> int:

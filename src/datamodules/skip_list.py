@@ -16,7 +16,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -24,7 +24,7 @@ from jaxtyping import Int64
 from .documents import atomic_path, brief, is_int
 from .index_places import place_of
 from .locations import Shard
-from .shard_index import IndexedSample, ShardIndex
+from .shard_index import IndexedSample, Samples, ShardIndex
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def _number(entry: Mapping[str, Any], shards: _Names, index: ShardIndex) -> list
     return [number]
 
 
-class KeptSamples(Sequence[IndexedSample]):
+class KeptSamples(Samples):
     """An index without some of its samples, the others numbered through its shards.
 
     `skipped` ascends. `sha256` identifies what is left: it depends on which samples are left out,
@@ -170,16 +170,7 @@ class KeptSamples(Sequence[IndexedSample]):
     def __len__(self) -> int:
         return len(self.whole) - len(self.skipped)
 
-    @overload
-    def __getitem__(self, number: int) -> IndexedSample: ...
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[IndexedSample]: ...
-    def __getitem__(self, number: int | slice) -> IndexedSample | Sequence[IndexedSample]:
-        if isinstance(number, slice):
-            return [self[i] for i in range(*number.indices(len(self)))]
-        if not -len(self) <= number < len(self):
-            raise IndexError(number)
-        number = int(number) % len(self)
+    def sample(self, number: int) -> IndexedSample:
         return self.whole[number + int(np.searchsorted(self.before, number, side="right"))]
 
     def column(self, name: str) -> np.ndarray:

@@ -36,7 +36,7 @@ PASS_BITS = 32  # of an address, for the passes of a run
 class Streamed(NamedTuple):
     """A sample whose bytes are here already."""
 
-    shard: Path
+    shard: Shard
     raw: RawSample
 
     @property

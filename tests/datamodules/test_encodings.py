@@ -94,9 +94,13 @@ def test_two_processes_share_the_shards(copy: Path, base: Path) -> None:
         (("clip.scale=unit",), r"embeds\.json: made with encoder\.scale = 'raw', now 'unit'"),
         (("dtype=int8",), "dtype=int8: expected float16 or float32"),
         (("base=null",), "missing base"),
+        (("out=s3://a/b",), r"^out is 's3://a/b', expected a folder of a file system"),
         (("moments=false", "text=false", "embeds=false"), "found no kind"),
         (("datamodule.segmenter=null",), "embeds: expected stored segments"),
-        (("+datamodule.buckets.step=64",), r"datamodule\.buckets: only squares"),
+        (
+            ("+datamodule.buckets.step=8",),
+            r"moments\.json: made with view\.buckets = None, now \{'area': 256, ",
+        ),
     ],
 )
 def test_other_options_are_refused(
@@ -119,12 +123,13 @@ def test_overwriting(copy: Path, base: Path) -> None:
     [
         (MOMENTS, {"random_crop": True}, r"moments: .*expected datamodule\.random_crop=false"),
         (MOMENTS, {"flip": True}, r"no mirrored images; expected datamodule\.flip=false"),
-        (MOMENTS, {"buckets": {"step": 8}}, r"moments: .*expected datamodule\.buckets=null"),
+        (MOMENTS, {"buckets": {"step": 8}}, r"made with datamodule\.buckets = None, now .*; exp"),
         (MOMENTS, {"image_size": 32}, r"made with datamodule\.image_size = 16, now 32"),
         (MOMENTS, {"crop_size": 32}, r"made with datamodule\.min_side = 64, now 128"),
         (ALL, {"min_area": 0.1}, r"embeds\.bin: made with datamodule\.min_area = 0\.05, now 0\.1"),
         (ALL, {"segmenter": None}, r"expected datamodule\.segmenter=stored"),
         ({"path": "nowhere"}, {}, "found no kind"),
+        (MOMENTS | {"path": "s3://a/b"}, {}, r"\.path is 's3://a/b', expected a folder of a"),
         ({"latents": True}, {}, r"encodings\.latents: unknown, expected path, moments"),
         (
             MOMENTS | {"images": False},

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 
+from annotating import Halves
 from spatext.datamodules import images
 from spatext.datamodules.online import fit_whole
 from spatext.datamodules.panoptic import PanopticDataModule
@@ -182,24 +183,6 @@ def test_validation_and_the_switches(models: dict[str, PanopticModel], raw: Path
         assert datamodule.segment_counts.num_images == 16  # of the training alone
     assert seen[True].total() > 5
     assert seen[False].total() > 5
-
-
-class Halves:
-    """Two segments side by side in each image, the left one a thing; in dark ones, none."""
-
-    input_size = 8
-
-    def segment(
-        self, pixels: torch.Tensor, sizes: list[tuple[int, int]]
-    ) -> tuple[torch.Tensor, list[dict[int, dict[str, Any]]]]:
-        ids = torch.zeros(len(pixels), 8, 8, dtype=torch.int32)
-        infos: list[dict[int, dict[str, Any]]] = []
-        for i, (h, w) in enumerate(sizes):
-            infos.append({})
-            if pixels[i].max() > 40:
-                ids[i, :h, : w // 2], ids[i, :h, w // 2 : w] = 1, 300
-                infos[i] = {1: {"text": "left", "isthing": True}, 300: {"label": "right"}}
-        return ids, infos
 
 
 def test_any_segmenter_on_the_device_will_do(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from runs import compose_config, latent
 from spatext.tools.doctor import main, size_of_last
 from spatext.tools.doctor_facts import Tracking, look_at_tracking
-from spatext.tools.doctor_job import look_at_job, num_devices
+from spatext.tools.doctor_job import look_at_job, model_paths, num_devices
 
 
 def test_a_login_is_an_entry_for_the_server(
@@ -103,6 +103,14 @@ def test_a_job_that_is_well(
     assert seen["packages"]["torch"].startswith(torch.__version__.split("+")[0])
     assert seen["host"]["threads"] == torch.get_num_threads()
     assert not run_dir.exists()
+
+
+def test_the_models_of_a_cascade() -> None:
+    parts = {"backbone": {"path": "a/karlo"}, "prior": {"path": "a/karlo"}}
+    stages = [{"path": "a/karlo", "scale": 4}, {"path": "b/other", "scale": 4}]
+    cfg = OmegaConf.create({"module": {**parts, "upsamplers": stages}})
+    assert [*dict.fromkeys(model_paths(cfg))] == ["a/karlo", "b/other"]
+    assert [*model_paths(OmegaConf.create({"module": {"upsamplers": []}}))] == []
 
 
 def test_a_job_that_is_not(

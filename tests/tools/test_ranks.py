@@ -4,15 +4,16 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
 
 from runs import compose_config
-from spatext.tools.launch import Ddp, outside_ranks
 from spatext.tools.ranks import (
     Ranks,
     SubmititEnvironment,
     check_world,
     cluster_plugins,
+    outside_ranks,
     restarted,
     run_stamp,
 )
+from spatext.tools.strategies import Ddp
 
 SRUN = {
     "SLURM_JOB_ID": "812",
