@@ -54,9 +54,8 @@ from spatext.datamodules.shard_index import ShardIndex
 from spatext.datamodules.tar_headers import TarFault
 from spatext.datamodules.tar_streams import stream_samples
 
-GLOBAL_BATCH = 2048
+GLOBAL_BATCH, PER_SHARD = 2048, 400  # samples; the second: in a fuzzed shard
 MAX_SECONDS, MAX_STATE = 1.0, 1000
-PER_SHARD = 400  # samples that a fuzzed shard has
 MAX_GROWTH = 300  # MB
 
 

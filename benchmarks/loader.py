@@ -26,7 +26,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -48,12 +47,12 @@ from rich.progress import track
 
 from spatext.datamodules.collation import collate
 from spatext.datamodules.index_opening import open_index
-from spatext.datamodules.locations import Shard, expand_shards
+from spatext.datamodules.locations import expand_shards
 from spatext.datamodules.order import Order
 from spatext.datamodules.panoptic import PanopticDataModule
 from spatext.datamodules.samples import SegmentDataset
 from spatext.datamodules.shard_index import ShardIndex
-from spatext.datamodules.shards import RawSample
+from spatext.datamodules.streaming import Streamed
 
 PILLOW, LIMIT = "decode: webdataset, Pillow", "decode: webdataset, our calls"
 LITDATA, TARFILE = "decode: litdata, our calls", "read: tarfile, streaming"
@@ -69,20 +68,6 @@ class Row:
     of_limit: float | None = None
     of_litdata: float | None = None
     of_tarfile: float | None = None
-
-
-class Held(NamedTuple):
-    """A record whose bytes are in memory."""
-
-    shard: Shard
-    raw: RawSample
-
-    @property
-    def name(self) -> str:
-        return self.raw.name
-
-    def read(self) -> RawSample:
-        return self.raw
 
 
 def open_ours(
@@ -120,7 +105,7 @@ def run_ours(datamodule: PanopticDataModule) -> int:
 
 
 def hold(index: ShardIndex, size: int) -> SegmentDataset:
-    records = [Held(sample.shard, sample.read()) for sample in index]
+    records = [Streamed(sample.shard, sample.read()) for sample in index]
     return SegmentDataset(records, image_size=size, crop_size=CROP_SIZE, segmenter="stored")
 
 

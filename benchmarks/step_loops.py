@@ -11,17 +11,20 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import LearningRateMonitor, TQDMProgressBar
+from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger
 from step_models import Batches
 from torch import Tensor
 
 from spatext.callbacks.ema import Average, Ema
 from spatext.callbacks.finite import FiniteGuard
+from spatext.callbacks.progress import ProgressBar
 from spatext.callbacks.throughput import Throughput
+from spatext.modules.networks.clip import Clip
 from spatext.modules.optim import WarmupLR, adamw
-from spatext.modules.spatext import SpaText
 from spatext.modules.text_to_image import TextToImage
+from spatext.modules.training import TrainedModule
+from spatext.modules.upsampler import Upsampler
 
 WARMUP = 3  # steps: the second counts FLOPs
 LR, WEIGHT_DECAY, MAX_NORM, DECAY = 1e-5, 0.01, 1.0, 0.9999
@@ -119,18 +122,29 @@ class TensorByTensor(Average):
             super().__call__([average], [value])
 
 
+def timed_calls(module: TrainedModule) -> dict[tuple[Any, str], str]:
+    """The part of the step that each stands for; none of them calls another."""
+    calls: dict[tuple[Any, str], str] = {}
+    if isinstance(module, Upsampler):
+        calls[module.net, "denoise"] = "forward"
+    else:
+        assert isinstance(module, TextToImage)
+        calls[module.backbone, "denoise"] = "forward"
+        calls[module, "x_0"] = calls[module.backbone, "embed_text"] = "encoders"
+    if isinstance(clip := getattr(module, "clip", None), Clip):
+        calls[clip, "embed_images"] = "encoders"
+    return calls
+
+
 def ours(
-    module: TextToImage, data: Batches, clock: Clock, *, precision: str, unfused_ema: bool = False
+    module: TrainedModule, data: Batches, clock: Clock, *, precision: str, unfused_ema: bool = False
 ) -> Measured:
     """A fit of the real Trainer: average, clipping, guard of finite numbers, logs and progress."""
     ema = Ema(DECAY)
     if unfused_ema:
         ema.average = TensorByTensor(DECAY)
     throughput = Throughput(peak=1.0, skip_batches=WARMUP)
-    wrapped = {(module.backbone, "denoise"): "forward"}
-    wrapped |= {(module.backbone, name): "encoders" for name in ("encode", "embed_text")}
-    if isinstance(module, SpaText):
-        wrapped[module.clip, "embed_images"] = "encoders"
+    wrapped = timed_calls(module)
     for (owner, name), part in wrapped.items():
         setattr(owner, name, clock.timed(part, getattr(owner, name)))
     with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
@@ -147,7 +161,7 @@ def ours(
             logger=CSVLogger(folder),
             callbacks=[
                 *(Mark(clock, "optimizer"), ema, Mark(clock, "ema")),
-                *(FiniteGuard("skip"), LearningRateMonitor("step"), TQDMProgressBar(20)),
+                *(FiniteGuard("skip"), LearningRateMonitor("step"), ProgressBar(20)),
                 *(throughput, Laps(clock)),
             ],
         )
@@ -157,7 +171,7 @@ def ours(
     return clock.measured(throughput.model_flops * data.batch_size)
 
 
-def options(*, fused: bool = True) -> dict[str, Any]:
+def optimization(*, fused: bool = True) -> dict[str, Any]:
     """Of the module: optimizer and schedule."""
     make = partial(adamw, lr=LR, weight_decay=WEIGHT_DECAY)
     if not fused:

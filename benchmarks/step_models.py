@@ -1,6 +1,5 @@
-"""Models with random weights for the benchmark of the training step, and batches for them."""
+"""Latent models with random weights for the benchmark of the training step, and batches."""
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import open_clip
@@ -8,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from open_clip.model import set_model_preprocess_cfg
 from small_model import THINGS
+from step_shapes import LatentShape, Shape
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -18,57 +18,13 @@ from spatext.modules.networks.text_tower import train_tokenizer
 from spatext.modules.spatext import LatentSpaText
 from spatext.modules.text_to_image import TextToImage
 
-NUM_SEGMENTS, MAX_LENGTH = 3, 77
+NUM_SEGMENTS, MAX_LENGTH, LATENT_CHANNELS = 3, 77, 4
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 ATTENDED, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 DROP_RATES = {"text": 0.1, "segments": 0.1}
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Widths as the configurations of diffusers, transformers and open_clip name them."""
-
-    image_size: int
-    unet_widths: tuple[int, ...]
-    attended: int  # of the levels, from the finest
-    heads: int
-    vae_widths: tuple[int, ...]
-    text_width: int
-    text_layers: int
-    crop_size: int
-    vision: dict[str, int] = field(default_factory=dict)
-    embed_dim: int = 768
-    layers: int = 1
-    vae_layers: int = 1
-    groups: int = 32
-    vae_groups: int = 32
-
-    @property
-    def latent_size(self) -> int:
-        return self.image_size // 2 ** (len(self.vae_widths) - 1)
-
-
-SHAPES = {
-    "tiny": Shape(
-        image_size=64, unet_widths=(32, 64), attended=1, heads=4, vae_widths=(8, 8, 8),
-        text_width=32, text_layers=2, crop_size=32, groups=8, vae_groups=4,
-        vision={"image_size": 32, "patch_size": 16, "width": 64, "layers": 1}, embed_dim=64,
-    ),
-    "small": Shape(
-        image_size=128, unet_widths=(128, 256, 256), attended=2, heads=8,
-        vae_widths=(32, 32, 64, 64), text_width=128, text_layers=4, crop_size=64, vae_groups=16,
-        vision={"image_size": 64, "patch_size": 32, "width": 64, "layers": 1},
-    ),
-    "sd15": Shape(
-        image_size=512, unet_widths=(320, 640, 1280, 1280), attended=3, heads=8,
-        vae_widths=(128, 256, 512, 512), text_width=768, text_layers=12, crop_size=224,
-        vision={"image_size": 224, "patch_size": 14, "width": 1024, "layers": 24},
-        layers=2, vae_layers=2,
-    ),
-}  # fmt: skip
-
-
-def make_unet(shape: Shape, in_channels: int = 4) -> UNet2DConditionModel:
+def make_unet(shape: LatentShape, in_channels: int = LATENT_CHANNELS) -> UNet2DConditionModel:
     levels = len(shape.unet_widths)
     down = (ATTENDED,) * shape.attended + (PLAIN,) * (levels - shape.attended)
     return UNet2DConditionModel(
@@ -84,7 +40,7 @@ def make_unet(shape: Shape, in_channels: int = 4) -> UNet2DConditionModel:
     )
 
 
-def make_vae(shape: Shape) -> AutoencoderKL:
+def make_vae(shape: LatentShape) -> AutoencoderKL:
     levels = len(shape.vae_widths)
     return AutoencoderKL(
         sample_size=shape.image_size,
@@ -100,20 +56,20 @@ def make_tokenizer() -> CLIPTokenizer:
     return train_tokenizer(THINGS, vocab_size=560, max_length=MAX_LENGTH)
 
 
-def make_text_encoder(shape: Shape, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def text_config(tokenizer: CLIPTokenizer, width: int, num_layers: int) -> CLIPTextConfig:
     num = len(tokenizer)
-    config = CLIPTextConfig(
+    return CLIPTextConfig(
         vocab_size=num,
-        hidden_size=shape.text_width,
-        intermediate_size=4 * shape.text_width,
-        num_hidden_layers=shape.text_layers,
-        num_attention_heads=max(1, shape.text_width // 64),
+        hidden_size=width,
+        projection_dim=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=num_layers,
+        num_attention_heads=max(1, width // 64),
         max_position_embeddings=MAX_LENGTH,
         bos_token_id=num - 2,
         eos_token_id=num - 1,
         pad_token_id=num - 1,
     )
-    return CLIPTextModel(config)
 
 
 def make_clip(shape: Shape) -> Clip:
@@ -125,17 +81,20 @@ def make_clip(shape: Shape) -> Clip:
     return Clip("random", loaded=(model, None))
 
 
-def make_module(shape: Shape, *, segments: bool, **options: Any) -> TextToImage:
+def make_module(
+    shape: LatentShape, *, segments: bool, channels_last: bool = False, **options: Any
+) -> TextToImage:
     """SpaText, or text to image without segments; `options` are those of TextToImage."""
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     backbone = LatentBackbone(
         unet=make_unet(shape),
         vae=make_vae(shape),
-        text_encoder=make_text_encoder(shape, tokenizer),
+        text_encoder=CLIPTextModel(text_config(tokenizer, shape.text_width, shape.text_layers)),
         tokenizer=tokenizer,
         scheduler=DDPMScheduler(**SCHEDULE),
         embed_dim=shape.embed_dim if segments else 0,
+        channels_last=channels_last,
         compile="auto",
     )
     if segments:
@@ -145,13 +104,20 @@ def make_module(shape: Shape, *, segments: bool, **options: Any) -> TextToImage:
 
 
 class Batches(Dataset[dict[str, Any]]):
-    """Some batches over and over: nothing is decoded, so that the step alone is measured."""
+    """Some batches over and over: nothing is decoded, so that the step alone is measured.
+
+    `cached`: with what a latent model's encoders would make of them, in half precision, and then
+    images and crops are black.
+    """
 
     num_kept = 4
 
-    def __init__(self, shape: Shape, batch_size: int, num: int) -> None:
+    def __init__(self, shape: Shape, batch_size: int, num: int, *, cached: bool = False) -> None:
         self.num, self.batch_size = num, batch_size
         self.kept = [make_batch(shape, batch_size, i) for i in range(self.num_kept)]
+        if cached:
+            assert isinstance(shape, LatentShape)
+            self.kept = [batch | make_encodings(shape, batch) for batch in self.kept]
 
     def __len__(self) -> int:
         return self.num
@@ -179,3 +145,14 @@ def make_batch(shape: Shape, batch_size: int, number: int) -> dict[str, Any]:
         "valid": torch.ones(batch_size, NUM_SEGMENTS, dtype=torch.bool),
         "crops": crops.to(torch.uint8),
     }
+
+
+def make_encodings(shape: LatentShape, batch: dict[str, Any]) -> dict[str, Any]:
+    num, side = len(batch["image"]), shape.latent_size
+    sizes = {
+        "moments": (num, 2, LATENT_CHANNELS, side, side),
+        "text": (num, MAX_LENGTH, shape.text_width),
+        "embeds": (num, NUM_SEGMENTS, shape.embed_dim),
+    }
+    made = {name: torch.randn(size).half() for name, size in sizes.items()}
+    return made | {name: torch.zeros_like(batch[name]) for name in ("image", "crops")}

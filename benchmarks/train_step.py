@@ -2,14 +2,19 @@
 
     python benchmarks/train_step.py --shapes small
     python benchmarks/train_step.py --shapes sd15 --device cuda --batch 32 --save
-    python benchmarks/train_step.py --shapes sd15 --only-count
+    python benchmarks/train_step.py --shapes karlo --device cuda --batch 32 --only-count
+
+tiny, small and sd15 are latent; pixel_tiny, pixel_small and karlo the unCLIP decoder, for Karlo at
+64 px; sr_tiny, sr_small and karlo_sr an upsampler, for Karlo from 64 to 256 px, trained on squares
+of 64.
 
 "ours" is a fit of the real Trainer with clipping, average, guard of finite numbers, logs, progress
 and throughput on; "plain" a loop in the manner of the text-to-image example of diffusers (see
-step_plain.py). Both have networks of the same shapes with random weights, the same batches in
-memory, the same arithmetic: float32 on a CPU, bf16 autocast on CUDA. Plain SpaText builds ST and
-concatenates it; "text to image" has no ST at all, in either. Then our step with one optimisation
-switched off at a time, or an option switched on.
+step_plain.py) on the networks of diffusers. Both have networks of the same shapes with random
+weights, the same batches in memory, the same arithmetic: float32 on a CPU, bf16 autocast on CUDA.
+The plain loop builds ST and concatenates it. "text to image" has no ST at all, in either; with
+"cached encodings" neither runs a frozen network. An upsampler sees no ST, but in the rows that say
+so. Then our step with one optimisation switched off at a time, or an option switched on.
 
 All take turns, a round each, after a warm-up within each turn. Time: median over the rounds; a
 ratio is the median of those of the rounds, beside their least and greatest. The parts come from a
@@ -40,17 +45,14 @@ import torch
 from report import make_parser, parse, report
 from rich.console import Console
 from rich.progress import track
+from step_cost import cost, peak_memory, reset_memory
 from step_loops import PARTS, Clock, Measured
-from step_models import SHAPES, Batches, Shape, make_unet
-from step_rows import PLAIN, PLAIN_TEXT, Run, make_runs
-from torch import nn
+from step_rows import Case, make_cases
+from step_shapes import SHAPES
 
 from spatext.callbacks.devices import arithmetic_of, measured_flops, peak_flops
-from spatext.callbacks.flops import StepFlops
 
 RESULTS = Path(__file__).parent / "results"
-STATUS = Path("/proc/self/status")
-ADAMW_BYTES, NORM_BYTES, EMA_BYTES = 28, 12, 12  # per weight
 
 
 @dataclass
@@ -66,25 +68,24 @@ class Row:
     parts: dict[str, float]
 
 
-def measure(args: argparse.Namespace, runs: dict[str, Run]) -> list[Row]:
+def measure(args: argparse.Namespace, cases: dict[str, Case]) -> list[Row]:
     """The last round is that of the parts and of memory."""
-    rounds: dict[str, list[Measured]] = {name: [] for name in runs}
+    rounds: dict[str, list[Measured]] = {name: [] for name in cases}
     memory: dict[str, float] = {}
     console = Console(stderr=True)
     for number in track(range(args.repeats + 1), "rounds", console=console):
         split = number == args.repeats
-        for name, run in runs.items():
+        for name, case in cases.items():
             gc.collect()
             reset_memory(args.device)
             clock = Clock(args.device, args.steps, cpu_time=args.cpu_time, split=split)
-            rounds[name].append(run(clock))
+            rounds[name].append(case.run(clock))
             memory[name] = max(memory.get(name, 0.0), peak_memory(args.device))
     peak = find_peak(args.device)
     rows = []
     for name, found in rounds.items():
         seconds = [one.seconds for one in found[:-1]]
-        base = PLAIN_TEXT if name.endswith("text to image") else PLAIN
-        others = [one.seconds for one in rounds.get(base, found)[:-1]]
+        others = [one.seconds for one in rounds.get(cases[name].base, found)[:-1]]
         ratios = [other / own for other, own in zip(others, seconds, strict=True)]
         middle = statistics.median(seconds)
         rows.append(
@@ -103,54 +104,11 @@ def measure(args: argparse.Namespace, runs: dict[str, Run]) -> list[Row]:
     return rows
 
 
-def reset_memory(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    elif STATUS.exists():
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (man 5 proc)
-
-
-def peak_memory(device: str) -> float:
-    """MiB."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    if not STATUS.exists():
-        return float("nan")
-    fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-    return int(fields["VmHWM"].split()[0]) / 1024
-
-
 def find_peak(device: str) -> float | None:
     arithmetic = arithmetic_of("bf16-mixed" if device == "cuda" else "32-true", device)
     if device == "cuda":
         return peak_flops(torch.cuda.get_device_name(), arithmetic)
     return measured_flops(torch.device(device), arithmetic)
-
-
-def cost(shape: Shape, batch: int) -> str:
-    """What a step has to compute and to move, counted without computing."""
-    with torch.device("meta"):
-        unet = make_unet(shape)
-        x = torch.zeros(1, 4, shape.latent_size, shape.latent_size)
-        text, t = torch.zeros(1, 77, shape.text_width), torch.zeros(1, dtype=torch.long)
-    with StepFlops() as flops:
-        loss = unet(x, t, text).sample.square().mean()
-        flops.backward()
-        loss.backward()
-    num = num_weights(unet) + shape.unet_widths[0] * shape.embed_dim * 9
-    moved = {"AdamW": ADAMW_BYTES, "norm and clipping": NORM_BYTES, "average": EMA_BYTES}
-    parts = ", ".join(f"{name} {num * size / 1e9:.3g}" for name, size in moved.items())
-    total = num * sum(moved.values()) / 1e9
-    return (
-        f"a step of {batch}: {flops.model * batch / 1e12:.4g} TFLOP of the UNet without ST "
-        f"({flops.model / 1e9:.4g} GFLOP an image), and GB moved for {num / 1e6:.4g} M weights: "
-        f"{parts}, in all {total:.3g}, whatever the batch"
-    )
-
-
-def num_weights(net: nn.Module) -> int:
-    return sum(p.numel() for p in net.parameters())
 
 
 def columns() -> dict[str, Callable[[Row], str]]:
@@ -193,7 +151,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--shapes", choices=[*SHAPES], default="tiny")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=10, help="timed ones, of a turn")
-    parser.add_argument("--only", default="", help="rows with this in their name")
+    parser.add_argument("--only", default="", help="rows whose name this matches: ^(plain|ours)$")
     parser.add_argument("--compile", action="store_true", help="a compiled row on a CPU too")
     parser.add_argument("--cpu-time", action="store_true", help="of the processor, one thread")
     parser.add_argument("--only-count", action="store_true", help="what a step must cost, no more")
@@ -212,8 +170,7 @@ def main() -> None:
     statement = cost(shape, args.batch)
     if not args.only_count:
         started = time.perf_counter()
-        data = Batches(shape, args.batch, num=10_000)
-        rows = measure(args, make_runs(args, shape, data))
+        rows = measure(args, make_cases(args, shape))
         title = f"{args.shapes}, batch {args.batch}, {args.device}; parts in ms"
         report(rows, columns(), title, args, width=140)
         if args.save:
