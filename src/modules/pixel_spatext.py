@@ -29,6 +29,8 @@ class PixelSpaText(SpaText):
     them, and they are not trained here. Without any x_0 is enlarged by interpolation.
     """
 
+    sees_images = True
+
     def __init__(
         self,
         backbone: PixelBackbone,
@@ -38,6 +40,9 @@ class PixelSpaText(SpaText):
         upsamplers: Sequence[UpsamplerNet] = (),
         **options: Any,
     ) -> None:
+        if not isinstance(backbone, PixelBackbone):
+            found = type(backbone).__name__
+            raise ValueError(f"module.backbone: found a {found}, expected a PixelBackbone")
         super().__init__(backbone, clip, prior, **options)
         null = backbone.projection.learned_classifier_free_guidance_embeddings
         if null is not None:

@@ -29,8 +29,15 @@ class SpaText(HoldsFrozen, TextToImage):
     uses it, and it is not trained here. `options` are those of `TextToImage`.
     """
 
+    sees_images = False  # gives a backbone the CLIP embedding of the whole image
+
     def __init__(self, backbone: Backbone, clip: Clip, prior: Prior, **options: Any) -> None:
         super().__init__(backbone, **options)
+        if backbone.null_image_embed is not None and not self.sees_images:
+            raise ValueError(
+                f"module._target_: found {type(self).__name__}, expected PixelSpaText for a "
+                "backbone that sees the CLIP embedding of the whole image"
+            )
         if clip.embed_dim != backbone.embed_dim:
             raise ValueError(
                 f"module.backbone.embed_dim: found {backbone.embed_dim}, expected "

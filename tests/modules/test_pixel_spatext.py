@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from spatext.modules.functional.random import Purpose, derive_seeds, uniform
+from spatext.modules.networks.clip import Clip
 from spatext.modules.networks.diffusion_prior import DiffusionPrior
 from spatext.modules.networks.priors import IdentityPrior
 from spatext.modules.networks.upsampler import UpsamplerNet
 from spatext.modules.pixel_spatext import PixelSpaText
-from tiny import EMBED_DIM, LR_SCHEDULER, OPTIMIZER, SIZE
-from tiny_karlo import FACTOR, make_pixel_model
+from spatext.modules.spatext import LatentSpaText
+from tiny import EMBED_DIM, LR_SCHEDULER, OPTIMIZER, SIZE, load_backbone, unchecked
+from tiny_karlo import FACTOR, load_pixel_backbone, make_pixel_model
 from tiny_runs import make_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
@@ -210,3 +212,15 @@ def test_null_conditions_are_those_of_dropout(karlo: Path) -> None:
     assert_close(found, model.loss(batch, null, 0), rtol=1e-4, atol=1e-5)
     other = replace(null, image_embed=null.image_embed + 3)
     assert abs(model.loss(batch, other, 0) - found) > 1e-4
+
+
+def test_module_and_backbone_of_two_kinds_are_refused(karlo: Path, base: Path) -> None:
+    parts: dict[str, Any] = {"clip": Clip(f"local-dir:{karlo / 'clip'}"), "prior": IdentityPrior()}
+    options: dict[str, Any] = {"optimizer": OPTIMIZER, "lr_scheduler": LR_SCHEDULER}
+    latent: Any = load_backbone(base)
+    refusal = r"module\.backbone: found a LatentBackbone, expected a PixelBackbone"
+    with unchecked(), pytest.raises(ValueError, match=refusal):
+        PixelSpaText(latent, **parts, drop_rates={}, **options)
+    pixel = load_pixel_backbone(karlo)
+    with pytest.raises(ValueError, match=r"module\._target_: found LatentSpaText, expected Pixel"):
+        LatentSpaText(pixel, **parts, drop_rates={}, **options)
