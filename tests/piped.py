@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -36,10 +37,13 @@ def quiet(model: SpaText, **options: Any) -> Any:
 
 
 def load_pixels(karlo: Path, **options: Any) -> PixelSpaText:
-    """With the upsampler of the folder, unless the options say otherwise."""
-    if "upsamplers" not in options:
-        options["upsamplers"] = [UpsamplerNet.from_pretrained(str(karlo), FACTOR)]
-    return make_pixel_model(karlo, **options).eval().requires_grad_(False)
+    """With the upsampler of the folder, unless the options say otherwise; new weights are the same
+    in whatever order tests run."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if "upsamplers" not in options:
+            options["upsamplers"] = [UpsamplerNet.from_pretrained(str(karlo), FACTOR)]
+        return make_pixel_model(karlo, **options).eval().requires_grad_(False)
 
 
 def painted(model: SpaText, scene: Scene, *seeds: int, **options: Any) -> np.ndarray:
@@ -49,3 +53,27 @@ def painted(model: SpaText, scene: Scene, *seeds: int, **options: Any) -> np.nda
 
 def pixels(images: list[Image.Image]) -> np.ndarray:
     return np.stack([np.asarray(image) for image in images])
+
+
+def assert_refused(
+    cls: Any, folder: Path, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line that begins with the folder and a part of it or nothing, before any loading."""
+    capsys.readouterr()
+    with pytest.raises(ValueError, match=f"^pipeline={folder}[^:]*: {message}") as error:
+        cls.from_pretrained(folder)
+    assert "\n" not in str(error.value)
+    assert capsys.readouterr().err == ""  # no bar of a loading model
+
+
+def record_calls(pipeline: Any, *names: str) -> list[str]:
+    """The names of these components, from now on, as the hooks of accelerate move them."""
+    called: list[str] = []
+    for name in names:
+        hook = getattr(pipeline, name)._hf_hook
+        before = hook.pre_forward
+        hook.pre_forward = lambda *args, name=name, before=before, **options: (
+            called.append(name),
+            before(*args, **options),
+        )[1]
+    return called

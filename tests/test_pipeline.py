@@ -15,7 +15,7 @@ from diffusers import (
 )
 from torch.testing import assert_close
 
-from piped import QUICK, SCENE, painted, pixels, quiet
+from piped import QUICK, SCENE, painted, pixels, quiet, record_calls
 from spatext.datamodules.scenes import Region
 from spatext.modules.sampling_options import Sampling, make_scheduler
 from spatext.modules.spatext import SpaText
@@ -137,14 +137,7 @@ def test_networks_are_offloaded(base: Path) -> None:
     pipeline = quiet(load_loud(base))
     expected = pixels(pipeline(SCENE).images)
     pipeline.enable_model_cpu_offload(device="cpu")
-    called: list[str] = []
-    for name in ("unet", "vae", "text_encoder"):
-        hook = getattr(pipeline, name)._hf_hook
-        before = hook.pre_forward
-        hook.pre_forward = lambda *args, name=name, before=before, **options: (
-            called.append(name),
-            before(*args, **options),
-        )[1]
+    called = record_calls(pipeline, "unet", "vae", "text_encoder")
     np.testing.assert_array_equal(pixels(pipeline(SCENE).images), expected)
     assert [*dict.fromkeys(called)] == ["text_encoder", "unet", "vae"]
     np.testing.assert_array_equal(pixels(pipeline(SCENE).images), expected)  # hooked anew

@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
-from piped import SCENE, load_pixels, painted, pixels, quiet
+from piped import SCENE, load_pixels, painted, pixels, quiet, record_calls
 from spatext.datamodules.scenes import Region, Scene
 from spatext.modules.networks.upsampler import UpsamplerNet
 from spatext.modules.pixel_spatext import PixelSpaText
@@ -122,7 +122,7 @@ def test_dtype_moves_all_networks(karlo: Path) -> None:
     for net in (pipeline.decoder, pipeline.text_proj, part, part.last):
         assert {p.dtype for p in net.parameters()} == {torch.bfloat16}
     found = pixels(pipeline(SCENE).images)
-    assert 0 < np.abs(found - expected).mean() < 5
+    assert 0 < np.abs(found - expected).mean() < 12 < expected.std() / 4
 
 
 def test_networks_are_offloaded(karlo: Path) -> None:
@@ -130,14 +130,7 @@ def test_networks_are_offloaded(karlo: Path) -> None:
     pipeline = quiet(load_pixels(karlo))
     expected = pixels(pipeline(SCENE).images)
     pipeline.enable_model_cpu_offload(device="cpu")
-    called: list[str] = []
-    for name in ("text_encoder", "decoder", "upsampler_1"):
-        hook = getattr(pipeline, name)._hf_hook
-        before = hook.pre_forward
-        hook.pre_forward = lambda *args, name=name, before=before, **options: (
-            called.append(name),
-            before(*args, **options),
-        )[1]
+    called = record_calls(pipeline, "text_encoder", "decoder", "upsampler_1")
     assert not hasattr(pipeline.text_proj, "_hf_hook")
     np.testing.assert_array_equal(pixels(pipeline(SCENE).images), expected)
     assert [*dict.fromkeys(called)] == ["text_encoder", "decoder", "upsampler_1"]

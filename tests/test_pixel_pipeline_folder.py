@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
-from piped import SCENE, load_pixels, painted, pixels, quiet
+from piped import SCENE, assert_refused, load_pixels, painted, pixels, quiet
 from spatext.callbacks.export import halve
 from spatext.modules.networks.pixel import PixelBackbone
 from spatext.modules.networks.priors import IdentityPrior
@@ -120,7 +120,8 @@ def test_half_files_are_read_as_float32(folder: Path, tmp_path: Path) -> None:
     for net in networks(pipeline).values():
         assert {p.dtype for p in net.parameters()} <= {torch.float32}
     expected = pixels(SpaTextPixelPipeline.from_pretrained(folder)(SCENE).images).astype(int)
-    assert np.abs(pixels(pipeline(SCENE).images) - expected).mean() < 1
+    error = np.abs(pixels(pipeline(SCENE).images) - expected).mean()
+    assert error < 12 < expected.std() / 4  # of 255; these pictures are at both ends of it
     half = SpaTextPixelPipeline.from_pretrained(small, dtype=torch.bfloat16)
     for net in networks(half).values():
         assert {p.dtype for p in net.parameters()} <= {torch.bfloat16}
@@ -202,11 +203,7 @@ def test_a_broken_folder_is_refused(
 ) -> None:
     broken = shutil.copytree(folder, tmp_path / "broken")
     break_it(broken)
-    capsys.readouterr()
-    with pytest.raises(ValueError, match=f"^pipeline={broken}[^:]*: {message}") as error:
-        SpaTextPixelPipeline.from_pretrained(broken)
-    assert "\n" not in str(error.value)
-    assert capsys.readouterr().err == ""  # no bar of a loading model
+    assert_refused(SpaTextPixelPipeline, broken, message, capsys)
 
 
 def test_the_class_is_that_of_the_folder(base: Path, folder: Path, tmp_path: Path) -> None:

@@ -53,16 +53,7 @@ def sample(
     if generators is not None and len(generators) != len(x_T):
         raise ValueError(f"generators: expected one per image ({len(x_T)}), got {len(generators)}")
     scheduler = copy.deepcopy(scheduler)
-    known = signature(scheduler.step).parameters
-    options: dict[str, Any] = {}
-    if "generator" in known:
-        options["generator"] = generators
-    if eta:
-        if "eta" not in known:
-            raise ValueError(f"eta: {type(scheduler).__name__} has none, expected 0, got {eta}")
-        options["eta"] = eta
-    if "use_clipped_model_output" in known and bounds_x_0(scheduler):
-        options["use_clipped_model_output"] = True
+    options = step_options(scheduler, generators, eta)
     with_variance = takes_variance(scheduler)
     scheduler.set_timesteps(num_steps, device=x_T.device)
     if hasattr(scheduler, "set_begin_index"):
@@ -72,7 +63,7 @@ def sample(
     if background is not None:
         x = background.put_behind(x, scheduler, 0)
     for step, t in enumerate(timesteps):
-        if "prev_timestep" in known:  # unCLIP's scheduler assumes t - 1 unless it is told
+        if "prev_timestep" in options:
             options["prev_timestep"] = timesteps[step + 1] if step + 1 < len(timesteps) else None
         x_t = scheduler.scale_model_input(x, t)
         prediction = denoise(x_t, t.expand(len(x)))
@@ -90,6 +81,22 @@ def sample(
                 x_0_hat = background.over(background.x_0, x_0_hat)
             on_step(step, x, x_0_hat)
     return x
+
+
+def step_options(
+    scheduler: Any, generators: list[torch.Generator] | None, eta: float
+) -> dict[str, Any]:
+    """What this scheduler's step is told at every t, by the names that it knows."""
+    known = signature(scheduler.step).parameters
+    if eta and "eta" not in known:
+        raise ValueError(f"eta: {type(scheduler).__name__} has none, expected 0, got {eta}")
+    wanted = {
+        "generator": generators,
+        "use_clipped_model_output": bounds_x_0(scheduler),
+        "prev_timestep": None,  # unCLIP's scheduler assumes t - 1 unless it is told
+    }
+    options = {name: value for name, value in wanted.items() if name in known}
+    return options | ({"eta": eta} if eta else {})  # TCD has a default of its own
 
 
 def takes_variance(scheduler: Any) -> bool:
